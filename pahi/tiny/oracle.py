@@ -135,11 +135,11 @@ def judge(image: np.ndarray, spec: Spec) -> dict[str, bool]:
     return verdict
 
 
-def score(images: np.ndarray, prompts: list[str]) -> np.ndarray:
-    """(batch, 64, 64, 3) in [0, 1] -> (batch,): 1.0 right, 0.0 wrong, NaN where the prompt is not of this world."""
+def judge_batch(images: np.ndarray, prompts: list[str]) -> np.ndarray:
+    """(batch, 3, 64, 64) in [0, 1] -> (batch,): 1.0 right, 0.0 wrong, NaN where the prompt is not of this world."""
     result = np.full(len(prompts), np.nan)
     for i, (image, prompt) in enumerate(zip(images, prompts, strict=True)):
         spec = parse(prompt)
         if spec is not None:
-            result[i] = float(all(judge(image, spec).values()))
+            result[i] = float(all(judge(image.transpose(1, 2, 0), spec).values()))
     return result

@@ -11,6 +11,7 @@ Every part is seeded, saves its state as it goes and continues where it was stop
 
 import argparse
 import json
+import math
 import random
 import shutil
 import time
@@ -182,7 +183,7 @@ class Loop:
         warmup = 200
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer,
-            lambda s: min(1, (s + 1) / warmup) * (0.5 * (1 + np.cos(np.pi * min(1, s / steps))) + 0.01),
+            lambda s: min(1, (s + 1) / warmup) * (0.5 * (1 + math.cos(math.pi * min(1, s / steps))) + 0.01),
         )
         self.average = torch.optim.swa_utils.AveragedModel(
             modules, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
@@ -255,7 +256,7 @@ def train_vae(work: Path, steps: int = 2600) -> AutoencoderKL:
     return vae
 
 
-def train_teacher(work: Path, steps: int = 5000) -> nn.ModuleDict:
+def train_teacher(work: Path, steps: int = 3000) -> nn.ModuleDict:
     vae = train_vae(work)
     latents = torch.load(work / "latents.pt", weights_only=True) * vae.config.scaling_factor
     specs = sample_specs(24_000, 1)
@@ -294,7 +295,7 @@ def teacher_sample(unet: nn.Module, embeds: Tensor, z: Tensor, steps: int = 10) 
     return x
 
 
-def make_pairs(work: Path, count: int = 10_000, chunk: int = 500) -> tuple[Tensor, Tensor]:
+def make_pairs(work: Path, count: int = 7_000, chunk: int = 500) -> tuple[Tensor, Tensor]:
     """(ids, x0) of `count` noises, whose own randomness is a function of their chunk."""
     teacher = train_teacher(work)
     tokenizer = build_tokenizer()
@@ -318,7 +319,7 @@ def pair_noise(start: int, chunk: int) -> Tensor:
     return torch.randn(chunk, 4, 16, 16, generator=torch.Generator().manual_seed(start + 79))
 
 
-def train_student(work: Path, steps: int = 3000, pairs: int = 10_000) -> nn.ModuleDict:
+def train_student(work: Path, steps: int = 2200, pairs: int = 7_000) -> nn.ModuleDict:
     ids, x0 = make_pairs(work, pairs)
     noise = torch.cat([pair_noise(start, 500) for start in range(0, pairs, 500)])
     teacher = train_teacher(work)
@@ -414,7 +415,7 @@ def train_reward(work: Path, out: Path, name: str, seed: int, steps: int = 2000)
         scores = clip.logit_scale.exp() * (image * text[:, None]).sum(-1)  # (n, 4)
         loop.update(F.cross_entropy(scores, torch.zeros(n, dtype=torch.long)))
         with torch.no_grad():
-            clip.logit_scale.clamp_(max=np.log(100))
+            clip.logit_scale.clamp_(max=math.log(100))
     clip = loop.averaged()["clip"]
     with torch.no_grad():
         x = ((pictures[:held].float() / 255 - mean) / std).flatten(0, 1)

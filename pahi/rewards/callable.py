@@ -1,0 +1,44 @@
+"""Any Python callable as a judge: `module:function`, pictures and prompts in, scores out. It has no gradient."""
+
+import importlib
+import inspect
+
+import torch
+from torch import Tensor
+
+from pahi.artifacts.fingerprint import content_hash
+from pahi.errors import UserError
+from pahi.rewards.base import Prepared
+
+
+class CallableReward:
+    """function((batch, 3, h, w) uint8-exact pictures in [0, 1] as numpy, prompts) -> (batch,), NaN where not applicable."""
+
+    differentiable = False
+
+    def __init__(self, name: str, target: str) -> None:
+        """Raises UserError when `target` cannot be imported."""
+        module_name, _, function_name = target.partition(":")
+        try:
+            self.module = importlib.import_module(module_name)
+            self.function = getattr(self.module, function_name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(f"reward {name}: cannot import {target!r}: {error}") from None
+        self.name = name
+        # The module's text, so that an edited judge is another judge.
+        try:
+            text = inspect.getsource(self.module)
+        except OSError:
+            text = target
+        self.hash = content_hash({"target": target, "source": text})
+
+    def prepare(self, prompts: list[str]) -> Prepared:
+        return {}
+
+    @torch.no_grad()
+    def score(self, images: Tensor, prepared: Prepared, prompts: list[str]) -> Tensor:
+        pixels = (images.detach().float().clamp(0, 1).cpu() * 255).round() / 255
+        scores = torch.as_tensor(self.function(pixels.numpy(), prompts), dtype=torch.float32)
+        if scores.shape != (len(prompts),):
+            raise UserError(f"reward {self.name}: expected {len(prompts)} scores, got shape {tuple(scores.shape)}")
+        return scores.to(images.device)

@@ -1,0 +1,45 @@
+"""PickScore: exp(logit_scale) * cos(CLIP text, CLIP image). Kirstain et al. 2023, yuvalkirstain/PickScore_v1."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoTokenizer, CLIPModel
+
+from pahi import models
+from pahi.errors import UserError
+from pahi.rewards.base import Prepared
+from pahi.rewards.preprocess import clip_pixels
+
+
+class PickScore:
+    """A CLIP model fine-tuned on preferences, from a folder of transformers' layout."""
+
+    differentiable = True
+
+    def __init__(self, name: str, folder: Path, device: torch.device) -> None:
+        """Raises UserError when the folder holds no CLIP model."""
+        try:
+            self.model = CLIPModel.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"reward {name}: cannot load {folder}: {str(error).splitlines()[0]}") from None
+        self.model.requires_grad_(False).eval()
+        self.name, self.hash = name, models.model_hash(folder)
+        self.size = self.model.config.vision_config.image_size
+        self.tokens = self.model.config.text_config.max_position_embeddings
+
+    @torch.no_grad()
+    def prepare(self, prompts: list[str]) -> Prepared:
+        """text_features (batch, width), of unit length."""
+        batch = self.tokenizer(
+            prompts, padding="max_length", truncation=True, max_length=self.tokens, return_tensors="pt"
+        ).to(self.model.device)
+        features = self.model.get_text_features(batch.input_ids, attention_mask=batch.attention_mask).pooler_output
+        return {"text_features": F.normalize(features, dim=-1)}
+
+    def score(self, images: Tensor, prepared: Prepared, prompts: list[str]) -> Tensor:
+        features = self.model.get_image_features(clip_pixels(images, self.size)).pooler_output
+        text = prepared["text_features"].to(features.device)
+        return self.model.logit_scale.exp() * (F.normalize(features, dim=-1) * text).sum(-1)

@@ -1,0 +1,261 @@
+"""One tree of settings: a preset, then a file, then `--set key=value`. Unknown keys are errors.
+
+Fields marked `runtime` decide how fast a run is, not what it writes, and stay out of every fingerprint.
+"""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from pahi.errors import UserError
+
+RUNTIME = {"runtime": True}
+
+
+class Tree(BaseModel):
+    """A part of the settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def fingerprinted(self) -> dict[str, Any]:
+        """What changes the output, as JSON."""
+        runtime = {name for name, field in type(self).model_fields.items() if field.json_schema_extra == RUNTIME}
+        return {
+            name: value.fingerprinted() if isinstance(value, Tree) else json.loads(self.model_dump_json(include={name}))[name]
+            for name, value in ((n, getattr(self, n)) for n in type(self).model_fields if n not in runtime)
+        }
+
+
+class Source(Tree):
+    """One place that prompts come from."""
+
+    path: str = Field(description="File (txt, csv, tsv, json, jsonl, parquet; any fsspec URL) or pkg:package/file.")
+    name: str = Field("", description="How the source is called in the artifacts; the file's stem where empty.")
+    text: str = Field("", description="Column of the prompt; found by its usual names where empty.")
+    kind: str = Field("", description="Column of the prompt's category.")
+    group: str = Field("", description="Column naming what must not be divided between splits.")
+    split: str = Field("", description="Column naming the split itself.")
+    limit: int | None = Field(None, ge=1, description="At most this many rows.")
+
+
+class Ingest(Tree):
+    """Prompts in."""
+
+    sources: list[Source] = Field(min_length=1, description="Where prompts come from, in order of precedence.")
+    max_characters: int = Field(2000, ge=1, description="Longer prompts are rejected.")
+    validation_fraction: float = Field(0.1, ge=0, lt=1, description="Share of groups for validation.")
+    test_fraction: float = Field(0.1, ge=0, lt=1, description="Share of groups for test.")
+    shard_rows: int = Field(10_000, ge=1, description="Prompts a shard.")
+
+
+class Generator(Tree):
+    """The frozen one-step generator."""
+
+    id: str = Field(description="Local folder, Hub id or pkg:package/folder of a diffusers pipeline.")
+    revision: str | None = Field(None, description="Commit of the Hub repository.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Precision of the networks.")
+    license: str = Field("unknown", description="Its licence, for the dataset's card.")
+
+
+class RewardModel(Tree):
+    """One reward model or judge."""
+
+    name: str = Field(pattern="^[a-z0-9_]+$", description="How it is called in tables.")
+    kind: Literal["pickscore", "callable"] = Field(description="Its architecture, or any Python callable.")
+    id: str = Field(description="Local folder, Hub id or pkg:package/folder; module:function for a callable.")
+    revision: str | None = Field(None, description="Commit of the Hub repository.")
+    weight: float = Field(1.0, ge=0, description="Weight in the training loss, in within-prompt standard deviations.")
+
+
+class Rewards(Tree):
+    """What trains, and what judges."""
+
+    train: list[RewardModel] = Field(min_length=1, description="Rewards of the training loss.")
+    held_out: list[RewardModel] = Field(default_factory=list, description="Rewards that never train anything.")
+    judges: list[RewardModel] = Field(default_factory=list, description="Yes-or-no judges, such as an oracle.")
+
+    @model_validator(mode="after")
+    def _separate(self) -> "Rewards":
+        names = [reward.name for reward in (*self.train, *self.held_out, *self.judges)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"reward {twice[0]!r} is named twice: one that trains cannot be held out")
+        trained = {reward.id for reward in self.train}
+        for reward in (*self.held_out, *self.judges):
+            if reward.id in trained:
+                raise ValueError(f"held-out reward {reward.name!r} is the model that trains ({reward.id})")
+        if not any(reward.weight for reward in self.train):
+            raise ValueError("every training reward has weight 0")
+        return self
+
+
+class Cache(Tree):
+    """What is computed once for training and validation prompts."""
+
+    seeds: int = Field(4, ge=2, description="Standard-Gaussian pictures a prompt, scored as the baseline.")
+    max_train_prompts: int | None = Field(None, ge=1, description="At most this many training prompts.")
+    max_validation_prompts: int | None = Field(None, ge=1, description="At most this many validation prompts.")
+    shard_rows: int = Field(128, ge=1, description="Prompts a shard.")
+    batch_size: int = Field(32, ge=1, description="Pictures at once.")
+
+
+class Train(Tree):
+    """The noise, learned."""
+
+    hpi_steps: int = Field(100, ge=1, description="Steps of the global Gaussian, before the prompt-adaptive part.")
+    steps: int = Field(500, ge=0, description="Steps of the prompt-adaptive part; 0 stops at HPI.")
+    batch_size: int = Field(32, ge=1, description="Prompts a step.")
+    lr: float = Field(4e-3, gt=0, description="AdamW's learning rate at its peak.")
+    hidden: int = Field(128, ge=1, description="Hidden units of the predictor.")
+    beta: float = Field(0.4, ge=0, description="Weight of the KL from N(0, I), a dimension.")
+    ema: float = Field(0.98, ge=0, lt=1, description="Decay of the weights' moving average.")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
+    reward_cap: float | None = Field(None, gt=0, description="ReFL's guard: uplift above this earns nothing.")
+    validate_every: int = Field(50, ge=1, description="Steps between validations.")
+    save_every: int = Field(50, ge=1, description="Steps between saved states.", json_schema_extra=RUNTIME)
+    seed: int = Field(0, ge=0, description="Seed of initialisation and sampling.")
+
+
+class Evaluate(Tree):
+    """The comparison on test prompts."""
+
+    prompts: int | None = Field(150, ge=1, description="At most this many test prompts.")
+    seeds: int = Field(4, ge=2, description="Pictures a prompt and arm.")
+    best_of: list[int] = Field(default_factory=lambda: [4], description="Baselines: the best of N by the training reward.")
+    bootstrap: int = Field(2000, ge=100, description="Resamples of the confidence intervals.")
+    shard_rows: int = Field(64, ge=1, description="Prompts a shard.")
+    batch_size: int = Field(32, ge=1, description="Pictures at once.")
+    gallery: int = Field(60, ge=0, description="Pairs of pictures kept for the report.")
+
+    @field_validator("best_of")
+    @classmethod
+    def _at_least_two(cls, value: list[int]) -> list[int]:
+        if any(n < 2 for n in value):
+            raise ValueError("best of fewer than 2 is no choice")
+        return sorted(set(value))
+
+
+class Generate(Tree):
+    """Pictures, in bulk."""
+
+    predictor: str | None = Field(None, description="Folder or Hub id of a predictor; the dataset's own where empty.")
+    images_per_prompt: int = Field(1, ge=1, description="Pictures a prompt.")
+    control_fraction: float = Field(0.1, ge=0, le=1, description="Share of rows also drawn from the standard Gaussian.")
+    seed: int = Field(1000, ge=0, description="Seed of a prompt's first picture; the next ones follow.")
+    format: Literal["png", "webp", "jpeg"] = Field("png", description="How pictures are encoded.")
+    quality: int = Field(90, ge=1, le=100, description="Quality of webp and jpeg.")
+    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="A larger share of failed rows stops the run.")
+    shard_rows: int = Field(256, ge=1, description="Prompts a shard.")
+    batch_size: int = Field(32, ge=1, description="Pictures at once.")
+
+
+class Curate(Tree):
+    """The published dataset."""
+
+    keep_fraction: float = Field(0.8, gt=0, le=1, description="Share of pictures kept, best first by the mean reward.")
+    min_score: dict[str, float] = Field(default_factory=dict, description="Smallest raw score, by reward.")
+    title: str = Field("", description="Title on the dataset's card; the dataset's name where empty.")
+    shard_rows: int = Field(2000, ge=1, description="Pictures a file.")
+
+
+class Settings(Tree):
+    """Everything a run depends on."""
+
+    name: str = Field("demo", pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="The dataset's name in the store.")
+    root: str = Field("pahi-data", description="The store: a folder or an fsspec URL.", json_schema_extra=RUNTIME)
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...", json_schema_extra=RUNTIME)
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch.", json_schema_extra=RUNTIME)
+    ingest: Ingest
+    generator: Generator
+    rewards: Rewards
+    cache: Cache = Cache()  # type: ignore[call-arg]
+    train: Train = Train()  # type: ignore[call-arg]
+    evaluate: Evaluate = Evaluate()  # type: ignore[call-arg]
+    generate: Generate = Generate()  # type: ignore[call-arg]
+    curate: Curate = Curate()  # type: ignore[call-arg]
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """Every preset's settings, by name."""
+    folder = resources.files("pahi") / "presets"
+    return {
+        file.name.removesuffix(".yaml"): yaml.safe_load(file.read_text())
+        for file in sorted(folder.iterdir(), key=lambda f: f.name)
+        if file.name.endswith(".yaml")
+    }
+
+
+def load_settings(
+    preset: str = "tiny", file: str | None = None, overrides: list[str] | None = None, **values: Any
+) -> Settings:
+    """Preset, file and `key=value` overrides, in that order. Raises UserError, in one line, on anything unknown."""
+    known = presets()
+    if preset not in known:
+        raise UserError(f"no preset {preset!r}{_nearest(preset, list(known))}; `pahi presets` lists them")
+    data = {k: v for k, v in known[preset].items() if k != "about"}
+    if file is not None:
+        try:
+            extra = yaml.safe_load(Path(file).read_text()) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"cannot read settings {file}: {' '.join(str(error).split())}") from None
+        if not isinstance(extra, dict):
+            raise UserError(f"settings {file}: expected keys and values at the top")
+        _merge(data, extra)
+    for override in overrides or []:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set {override!r}: expected key=value, such as train.steps=500")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            parsed = value
+        _set(data, key.strip().split("."), parsed, override)
+    for key, value in values.items():
+        if value is not None:
+            data[key] = value
+    try:
+        return Settings.model_validate(data)
+    except ValidationError as error:
+        raise UserError(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """The first mistake of a validation, in one line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        tree: Any = Settings
+        for part in first["loc"][:-1]:
+            annotation = tree.model_fields[part].annotation if isinstance(part, str) else tree
+            inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type)]
+            tree = inner[0] if inner else annotation
+        return f"unknown setting {where!r}{_nearest(str(first['loc'][-1]), list(getattr(tree, 'model_fields', [])))}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"setting {where}: {message}" if where else message
+
+
+def _merge(data: dict[str, Any], extra: dict[str, Any]) -> None:
+    for key, value in extra.items():
+        if isinstance(value, dict) and isinstance(data.get(key), dict):
+            _merge(data[key], value)
+        else:
+            data[key] = value
+
+
+def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> None:
+    for part in path[:-1]:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise UserError(f"--set {override!r}: {part!r} has no settings of its own")
+    data[path[-1]] = value
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
