@@ -161,3 +161,35 @@ def _feature(kind: pa.DataType) -> dict[str, str]:
     if kind == IMAGE:
         return {"_type": "Image"}
     return {"dtype": str(kind), "_type": "Value"}
+
+
+EVALUATED = pa.schema(
+    [
+        field("prompt_id", pa.string(), "the prompt"),
+        field("kind", pa.string(), "the source's own category of the prompt", nullable=True),
+        field("arm", pa.string(), "how the noise was made"),
+        field("diversity", pa.float32(), "mean root-mean-square pixel distance between pictures of different seeds"),
+        field("noise_norm", pa.float32(), "norm of x_T over sqrt(d), mean over seeds"),
+        field("kl", pa.float32(), "KL of the arm's noise from the prior, nats a dimension; null where it is no Gaussian", nullable=True),
+    ]
+)  # fmt: skip
+
+GALLERY = pa.schema(
+    [
+        field("prompt_id", pa.string(), "the prompt"),
+        field("prompt", pa.string(), "its text"),
+        field("kind", pa.string(), "the source's own category of the prompt", nullable=True),
+        field("seed", pa.int64(), "the seed of both pictures' noise"),
+        pa.field("before", IMAGE, metadata={b"meaning": b"the standard Gaussian's picture, PNG"}),
+        pa.field("after", IMAGE, metadata={b"meaning": b"the predictor's picture of the same eps, PNG"}),
+    ]
+)
+
+EXCLUDED = pa.schema(
+    [
+        field("image_id", pa.string(), "the image"),
+        field("prompt_id", pa.string(), "its prompt"),
+        field("reason", pa.string(), "why it is not in the dataset"),
+        field("detail", pa.string(), "more about the reason", nullable=True),
+    ]
+)

@@ -17,6 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pahi.errors import PahiError, UserError
 
 TEMPORARY = ".tmp-"
+Names = list[str]  # inside Store, `list` is its method
 
 
 class Store:
@@ -92,7 +93,7 @@ class Store:
             else:
                 self.fs.pipe_file(self.path(key), data)
 
-    def list(self, prefix: str) -> list[str]:
+    def list(self, prefix: str) -> Names:
         """Every key below a prefix, sorted; temporary files are not objects."""
         with self._explained("list", prefix):
             try:
@@ -102,7 +103,7 @@ class Store:
         start = len(self.base) + 1 if self.base else 0
         return sorted(name[start:] for name in found if TEMPORARY not in name.rsplit("/", 1)[-1])
 
-    def children(self, prefix: str) -> list[str]:
+    def children(self, prefix: str) -> Names:
         """The names directly below a prefix, sorted."""
         with self._explained("list", prefix):
             try:
@@ -141,7 +142,9 @@ class Store:
             raise
         except FileNotFoundError as error:
             if verb == "write":
-                raise UserError(f"cannot write {self.url(key)}: {_reason(error)}; check that the bucket exists") from None
+                raise UserError(
+                    f"cannot write {self.url(key)}: {_reason(error)}; check that the bucket exists"
+                ) from None
             raise
         except OSError as error:
             hint = {

@@ -18,7 +18,10 @@ def load_generator(
     index = folder / "model_index.json"
     if not index.exists():
         raise UserError(f"{model_id}: no model_index.json, so it is not a diffusers pipeline")
-    name = json.loads(index.read_text()).get("_class_name")
+    try:
+        name = json.loads(index.read_text())["_class_name"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{model_id}: model_index.json names no pipeline; fetch the model again") from None
     if name != "StableDiffusionPipeline":
         raise UserError(f"{model_id}: {name} is not supported yet; StableDiffusionPipeline is")
     return StableDiffusion.load(model_id, folder, getattr(torch, dtype), pick_device(device))

@@ -30,7 +30,9 @@ class StableDiffusion:
         if type(scheduler).__name__ not in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"):
             raise UserError(f"{model_id}: one step of {type(scheduler).__name__} is not supported; trailing Euler is")
         if scheduler.config.timestep_spacing != "trailing":
-            raise UserError(f"{model_id}: timestep_spacing is {scheduler.config.timestep_spacing!r}, expected 'trailing'")
+            raise UserError(
+                f"{model_id}: timestep_spacing is {scheduler.config.timestep_spacing!r}, expected 'trailing'"
+            )
         if scheduler.config.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise UserError(f"{model_id}: prediction_type {scheduler.config.prediction_type!r} is not supported")
         self.id, self.hash = model_id, weights_hash
@@ -50,7 +52,7 @@ class StableDiffusion:
     def load(cls, model_id: str, folder: Path, dtype: torch.dtype, device: torch.device) -> "StableDiffusion":
         """From a folder in the published layout."""
         try:
-            pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, safety_checker=None)
+            pipe = StableDiffusionPipeline.from_pretrained(folder, dtype=dtype, safety_checker=None)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{model_id}: cannot be loaded: {str(error).splitlines()[0]}") from None
         pipe.to(device)

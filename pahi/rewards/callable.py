@@ -22,8 +22,10 @@ class CallableReward:
         try:
             self.module = importlib.import_module(module_name)
             self.function = getattr(self.module, function_name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"reward {name}: cannot import {target!r}: {error}") from None
+        except Exception as error:  # whatever the module's own first lines raise
+            raise UserError(f"reward {name}: cannot import {target!r}: {' '.join(str(error).split())}") from None
+        if not callable(self.function):
+            raise UserError(f"reward {name}: {target!r} is no function")
         self.name = name
         # The module's text, so that an edited judge is another judge.
         try:

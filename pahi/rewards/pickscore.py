@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
@@ -21,10 +22,14 @@ class PickScore:
     def __init__(self, name: str, folder: Path, device: torch.device) -> None:
         """Raises UserError when the folder holds no CLIP model."""
         try:
-            self.model = CLIPModel.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+            model, report = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"reward {name}: cannot load {folder}: {str(error).splitlines()[0]}") from None
+        # transformers fills what a checkpoint lacks with random numbers, and only warns.
+        if report["missing_keys"]:
+            raise UserError(f"reward {name}: {folder} is no whole CLIP model: it lacks {min(report['missing_keys'])}")
+        self.model = model.to(device)
         self.model.requires_grad_(False).eval()
         self.name, self.hash = name, models.model_hash(folder)
         self.size = self.model.config.vision_config.image_size

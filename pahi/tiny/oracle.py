@@ -38,6 +38,8 @@ def parse(prompt: str) -> Spec | None:
     if match is None:
         return None
     got = match.groupdict()
+    if (got["place1"] and got["place2"]) or (got["bg1"] and got["bg2"]):
+        return None
 
     def canonical(word: str | None) -> str | None:
         return _CANONICAL.get(word, word) if word else None
@@ -127,7 +129,9 @@ def judge(image: np.ndarray, spec: Spec) -> dict[str, bool]:
     if spec.place is not None:
         where = seen["cx"] if spec.place in ("left", "right") else seen["cy"]
         middle = SIZE / 2
-        near = isinstance(where, float) and (where < middle - 1.5 if spec.place in ("left", "top") else where > middle + 1.5)
+        near = isinstance(where, float) and (
+            where < middle - 1.5 if spec.place in ("left", "top") else where > middle + 1.5
+        )
         verdict["position"] = near
     # An unnamed colour or background must still be one of this world: a smear of two is not right.
     verdict.setdefault("color", seen["color"] is not None)

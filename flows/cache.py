@@ -1,0 +1,17 @@
+"""pahi/cache: pins the models and scores the standard Gaussian."""
+
+from prefect import flow
+
+from flows.common import DEFAULT, Result, run_one
+from pahi.settings import Settings
+
+
+@flow(name="pahi", flow_run_name="cache-{settings.name}", persist_result=False)
+def cache(settings: Settings = DEFAULT, with_upstream: bool = False) -> Result:
+    """Pins the models and scores the standard Gaussian.
+
+    Args:
+        settings: The run's settings; `pahi presets NAME` prints a preset's.
+        with_upstream: Run the stages that this one reads first, where they are not finished.
+    """
+    return run_one("cache", settings, with_upstream)

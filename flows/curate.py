@@ -1,0 +1,17 @@
+"""pahi/curate: selects and publishes the dataset."""
+
+from prefect import flow
+
+from flows.common import DEFAULT, Result, run_one
+from pahi.settings import Settings
+
+
+@flow(name="pahi", flow_run_name="curate-{settings.name}", persist_result=False)
+def curate(settings: Settings = DEFAULT, with_upstream: bool = False) -> Result:
+    """Selects and publishes the dataset.
+
+    Args:
+        settings: The run's settings; `pahi presets NAME` prints a preset's.
+        with_upstream: Run the stages that this one reads first, where they are not finished.
+    """
+    return run_one("curate", settings, with_upstream)

@@ -1,0 +1,22 @@
+"""pahi/pipeline: every stage in order, then the report.
+
+The stages are tasks of one flow run in one process, so that models stay loaded and a finished stage costs nothing.
+"""
+
+from prefect import flow
+
+from flows.common import DEFAULT, Result, report_task, stage_task
+from pahi.settings import Settings
+
+
+@flow(name="pahi", flow_run_name="pipeline-{settings.name}", persist_result=False)
+def pipeline(settings: Settings = DEFAULT) -> list[Result]:
+    """Every stage in order, then the report.
+
+    Args:
+        settings: The run's settings; `pahi presets NAME` prints a preset's.
+    """
+    from pahi.stages import STAGES
+
+    results = [stage_task.with_options(name=stage)(stage, settings) for stage in STAGES]
+    return [*results, report_task(settings, results)]

@@ -1,0 +1,17 @@
+"""pahi/train: learns the noise."""
+
+from prefect import flow
+
+from flows.common import DEFAULT, Result, run_one
+from pahi.settings import Settings
+
+
+@flow(name="pahi", flow_run_name="train-{settings.name}", persist_result=False)
+def train(settings: Settings = DEFAULT, with_upstream: bool = False) -> Result:
+    """Learns the noise.
+
+    Args:
+        settings: The run's settings; `pahi presets NAME` prints a preset's.
+        with_upstream: Run the stages that this one reads first, where they are not finished.
+    """
+    return run_one("train", settings, with_upstream)

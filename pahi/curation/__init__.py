@@ -1,0 +1,1 @@
+"""Selection, and the published dataset with its card."""

@@ -1,0 +1,79 @@
+"""What the command line shows: how far the stages are, and tables."""
+
+import re
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pahi.tables import Row
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Display:
+    """How far the stages are: bars on a terminal, plain lines elsewhere. It is the stages' `progress`."""
+
+    def __init__(self) -> None:
+        self.bars: Progress | None = None
+        self.tasks: dict[str, TaskID] = {}
+        self.last: dict[str, float] = {}
+
+    def __enter__(self) -> "Display":
+        if sys.stdout.isatty():
+            self.bars = Progress(
+                TextColumn("{task.description:<9}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("[dim]{task.fields[note]}"),
+                console=Console(),
+            )
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars is not None:
+            self.bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        if self.bars is not None:
+            if stage not in self.tasks:
+                self.tasks[stage] = self.bars.add_task(stage, total=total or None, note=note)
+            self.bars.update(self.tasks[stage], completed=done, total=total or None, note=note)
+            return
+        now = time.monotonic()
+        if stage not in self.last or now - self.last[stage] >= SECONDS_BETWEEN_LINES:
+            self.last[stage] = now
+            print(f"{stage:<9} {done}/{total or '?'}{'  ' + note if note else ''}", flush=True)
+
+    def result(self, result: dict[str, Any]) -> None:
+        how = "found finished" if result["skipped"] else f"finished in {result['seconds']:.1f} s"
+        print(f"{result['stage']:<9} {how:<18}  {result['url']}", flush=True)
+
+
+def print_table(rows: list[Row], title: str = "") -> None:
+    """Rows as a table; its first column is text, and the others are figures."""
+    if title:
+        print(title)
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for index, name in enumerate(rows[0]):
+        figures = index > 0 and all(re.match(r"[-+]?[\d.]|-$", str(row[name])) for row in rows)
+        grid.add_column(name, justify="right" if figures else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(str(value) for value in row.values()))
+    # A pipe or a log has no width: lines stay whole there.
+    Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False).print(grid)
+
+
+def size(count: int) -> str:
+    """Bytes as people read them."""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"

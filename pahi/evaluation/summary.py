@@ -1,0 +1,120 @@
+"""From rows of scores to the table of arms."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pahi.evaluation.statistics import bootstrap, paired_uplift, win_rate
+from pahi.settings import Settings
+
+
+def arm_labels(settings: Settings) -> dict[str, str]:
+    """The arms of an evaluation, by name, as a person calls them."""
+    labels = {"standard": "Standard Gaussian", "hpi": "HPI (one noise for all prompts)"}
+    if settings.train.steps:
+        labels |= {"pahi": "PAHI (noise from the prompt)", "pahi_shuffled": "PAHI, prompts shuffled"}
+    return labels | {f"best_of_{n}": f"Best of {n} by the training reward" for n in settings.evaluate.best_of}
+
+
+def summarise(settings: Settings, units: dict[str, float | None], scores: pa.Table, evaluated: pa.Table) -> dict[str, Any]:
+    """Means, uplifts and win rates with intervals by arm, uplift by kind, and warnings; JSON without NaN."""
+    resamples, seeds = settings.evaluate.bootstrap, settings.evaluate.seeds
+    rows = evaluated.select(["prompt_id", "kind", "arm", "diversity", "noise_norm", "kl"]).to_pylist()
+    prompts = list(dict.fromkeys(row["prompt_id"] for row in rows))
+    kinds = {row["prompt_id"]: row["kind"] or "other" for row in rows}
+    position = {prompt: i for i, prompt in enumerate(prompts)}
+    r = settings.rewards
+    roles = {m.name: role for role, ms in (("train", r.train), ("held_out", r.held_out), ("judge", r.judges)) for m in ms}
+
+    grid: dict[tuple[str, str], np.ndarray] = {}
+    for row in scores.to_pylist():
+        cells = grid.setdefault((row["arm"], row["reward"]), np.full((len(prompts), seeds), np.nan))
+        cells[position[row["prompt_id"]], row["seed"]] = np.nan if row["score"] is None else row["score"]
+
+    def interval(values: np.ndarray) -> dict[str, float] | None:
+        got = bootstrap(values, resamples)
+        return None if math.isnan(got["value"]) else got
+
+    arms: list[dict[str, Any]] = []
+    by_kind: dict[str, dict[str, dict[str, float | None]]] = {}
+    plain = _mean([row["diversity"] for row in rows if row["arm"] == "standard"])
+    for arm, label in arm_labels(settings).items():
+        mine = [row for row in rows if row["arm"] == arm]
+        entry: dict[str, Any] = {
+            "arm": arm,
+            "label": label,
+            "calls": int(arm.removeprefix("best_of_")) if arm.startswith("best_of_") else 1,
+            "rewards": {},
+            "noise_norm": _mean([row["noise_norm"] for row in mine]),
+            "kl": _mean([row["kl"] for row in mine]),
+        }
+        diversity = _mean([row["diversity"] for row in mine])
+        entry["diversity"] = diversity / plain if diversity is not None and plain else None
+        for name, role in roles.items():
+            got, standard = grid[arm, name], grid["standard", name]
+            # A judge's units are its own: an uplift of 0.1 in accuracy is ten more right in a hundred.
+            unit = 1.0 if role == "judge" else units.get(name)
+            usable = np.isfinite(got).all(axis=1) & np.isfinite(standard).all(axis=1)
+            reward: dict[str, Any] = {"role": role, "mean": None, "accuracy": None, "uplift": None, "win_rate": None}
+            if usable.any():
+                reward["mean"] = float(got[usable].mean())
+                if role == "judge":
+                    reward["accuracy"] = interval(got[usable].mean(axis=1))
+                if arm != "standard" and unit:
+                    reward["uplift"] = interval(paired_uplift(got[usable], standard[usable], unit))
+                    reward["win_rate"] = interval(win_rate(got[usable], standard[usable]))
+            entry["rewards"][name] = reward
+            for kind in sorted(set(kinds.values())):
+                here = usable & np.array([kinds[prompt] == kind for prompt in prompts])
+                value = None
+                if here.any() and unit:
+                    value = float(got[here].mean() if role == "judge" else ((got - standard)[here] / unit).mean())
+                by_kind.setdefault(kind, {}).setdefault(arm, {})[name] = value
+        arms.append(entry)
+    return {
+        "prompts": len(prompts),
+        "seeds": seeds,
+        "train_reward": settings.rewards.train[0].name,
+        "units": units,
+        "arms": arms,
+        "by_kind": by_kind,
+        "flags": flags(arms),
+    }
+
+
+def flags(arms: list[dict[str, Any]]) -> list[str]:
+    """What a reader must be warned of."""
+    by_name = {arm["arm"]: arm for arm in arms}
+    best = by_name.get("pahi") or by_name["hpi"]
+    label = best["arm"].upper()
+    found = []
+    for name, reward in best["rewards"].items():
+        up = reward["uplift"]
+        if up is None:
+            continue
+        if up["high"] < 0:
+            found.append(f"{label} is worse than the standard Gaussian by {name} ({reward['role']})")
+        elif up["low"] <= 0:
+            found.append(f"{label}'s uplift in {name} ({reward['role']}) is within chance")
+    trained = [r["uplift"] for r in best["rewards"].values() if r["role"] == "train" and r["uplift"]]
+    held = [r["uplift"] for r in best["rewards"].values() if r["role"] != "train" and r["uplift"]]
+    if trained and held and all(u["low"] > 0 for u in trained) and any(u["high"] < 0 for u in held):
+        found.append("reward hacking: the training reward rose and a held-out one fell")
+    if best["diversity"] is not None and best["diversity"] < 0.7:
+        found.append(f"{label}'s pictures of one prompt differ only {best['diversity']:.2f} times as much as before")
+    if not 0.9 < best["noise_norm"] < 1.1:
+        found.append(f"{label}'s noise has {best['noise_norm']:.2f} times the norm of Gaussian noise")
+    shuffled = by_name.get("pahi_shuffled")
+    if shuffled:
+        for name, reward in best["rewards"].items():
+            other = shuffled["rewards"][name]["uplift"]
+            if reward["role"] == "train" and reward["uplift"] and other and other["value"] >= reward["uplift"]["value"]:
+                found.append(f"PAHI ignores the prompt: shuffled prompts do as well in {name}")
+    return found
+
+
+def _mean(values: list[float | None]) -> float | None:
+    finite = [v for v in values if v is not None and math.isfinite(v)]
+    return float(np.mean(finite)) if finite else None

@@ -1,0 +1,1 @@
+"""The bulk engine: from prompts to encoded, scored pictures."""

@@ -1,0 +1,226 @@
+"""What the store holds, whether it is whole, and what nothing refers to any more."""
+
+import io
+import json
+import platform
+import secrets
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pahi.artifacts import Output, Store
+from pahi.artifacts.fingerprint import content_hash
+from pahi.errors import PahiError, UserError
+from pahi.settings import Settings
+from pahi.stages import STAGES, generate, ingest
+from pahi.stages.common import Context
+
+Check = dict[str, Any]
+TOLERANCE = 3 / 255  # mean difference of a picture drawn again on another device or library set
+
+
+def outputs(store: Store, dataset: str | None = None) -> list[Output]:
+    """Every stage output there is, finished or not."""
+    found = []
+    for name in [dataset] if dataset else store.children(""):
+        for stage in STAGES:
+            for fingerprint in store.children(f"{name}/{stage}"):
+                if fingerprint != "_chain":
+                    found.append(Output(store, name, stage, fingerprint))
+    return found
+
+
+def list_store(store: Store) -> list[dict[str, Any]]:
+    """One row an output: dataset, stage, fingerprint, whether it is finished, rows, bytes."""
+    rows = []
+    for output in outputs(store):
+        manifest = output.manifest()
+        tables = [t for shard in manifest.data["shards"] for t in shard["tables"].values()] if manifest else []
+        rows.append(
+            {
+                "dataset": output.dataset,
+                "stage": output.stage,
+                "fingerprint": output.fingerprint,
+                "finished": manifest is not None,
+                "rows": sum(t["rows"] for t in tables),
+                "bytes": sum(t["bytes"] for t in tables),
+            }
+        )
+    return rows
+
+
+def garbage(store: Store, dataset: str | None = None) -> list[str]:
+    """Prefixes that nothing refers to: ingestions that are in no chain, and what was made from inputs that are gone.
+
+    An unfinished output is never garbage: it may be at work, and a rerun continues it.
+    """
+    found: list[str] = []
+    everything = outputs(store, dataset)
+    linked: set[tuple[str, str]] = set()
+    for name in {output.dataset for output in everything}:
+        for key in store.list(f"{name}/ingest/_chain"):
+            linked.add((name, json.loads(store.read(key))["fingerprint"]))
+    alive: set[tuple[str, str]] = set()  # dataset and manifest hash
+    for output in sorted(everything, key=lambda o: STAGES.index(o.stage)):
+        manifest = output.manifest()
+        if output.stage == "ingest":
+            good = (output.dataset, output.fingerprint) in linked or manifest is None
+        elif manifest is None:
+            good = True
+        else:
+            upstream = [h for name, h in manifest.inputs.items() if name.split("/")[0] in STAGES]
+            good = all((output.dataset, h) in alive for h in upstream)
+        if good and manifest is not None:
+            alive.add((output.dataset, manifest.hash))
+        if not good:
+            found.append(output.prefix)
+    return found
+
+
+def verify(
+    settings: Settings, rows: int = 8, *, repair: bool = False, progress: Callable[[str], None] | None = None
+) -> list[Check]:
+    """Recomputes hashes and counts of every finished output of the dataset, and draws `rows` pictures again.
+
+    With `repair`, the manifests of a damaged shard are withdrawn with its files, so that a rerun writes exactly that
+    shard again. One row a check: check, ok, detail.
+    """
+    ctx = Context(settings)
+    mine = outputs(ctx.store, settings.name)
+    if not mine:
+        raise UserError(f"{ctx.store.root} holds no dataset {settings.name!r}; `pahi ls` shows what there is")
+    checks: list[Check] = []
+    for output in mine:
+        if progress:
+            progress(output.prefix)
+        manifest = output.manifest()
+        if manifest is None:
+            checks.append({"check": output.prefix, "ok": True, "detail": "not finished; a rerun continues it"})
+            continue
+        damaged = []
+        for shard in manifest.data["shards"]:
+            for table, entry in shard["tables"].items():
+                problem = _problem(ctx.store, output.key(f"{table}/{shard['name']}.parquet"), entry)
+                if problem:
+                    damaged.append((shard["name"], f"{table}/{shard['name']}.parquet: {problem}"))
+        for name, entry in manifest.data["files"].items():
+            body = ctx.store.read_or_none(output.key(name))
+            if body is None or content_hash(body) != entry["sha256"]:
+                damaged.append(("", f"{name}: {'missing' if body is None else 'sha256 differs'}"))
+        if damaged and repair:
+            _withdraw(output, manifest.data, {shard for shard, _ in damaged if shard})
+        detail = "; ".join(text for _, text in damaged) or "hashes and counts agree"
+        if damaged:
+            detail += "; withdrawn, run again to replace it" if repair else "; `pahi verify --repair`, then run again"
+        checks.append({"check": output.prefix, "ok": not damaged, "detail": detail})
+    if rows and all(check["ok"] for check in checks):
+        checks += redraw(ctx, rows)
+    return checks
+
+
+def _problem(store: Store, key: str, entry: dict[str, Any]) -> str | None:
+    data = store.read_or_none(key)
+    if data is None:
+        return "missing"
+    if content_hash(data) != entry["sha256"]:
+        return "sha256 differs"
+    try:
+        if pq.read_metadata(io.BytesIO(data)).num_rows != entry["rows"]:
+            return "row count differs"
+    except (pa.ArrowInvalid, OSError):
+        return "not Parquet"
+    return None
+
+
+def _withdraw(output: Output, manifest: dict[str, Any], shards: set[str]) -> None:
+    # The dataset's manifest goes first: from then on no reader believes any of it.
+    output.store.delete(output.key("manifest.json"))
+    for shard in manifest["shards"]:
+        if shard["name"] in shards:
+            output.store.delete(output.key(f"_manifest/{shard['name']}.json"))
+            for table in shard["tables"]:
+                output.store.delete(output.key(f"{table}/{shard['name']}.parquet"))
+
+
+def redraw(ctx: Context, rows: int) -> list[Check]:
+    """Draws pictures of the newest partition again from (prompt_id, seed) and the predictor, and compares pixels."""
+    import torch
+    from PIL import Image
+
+    partitions = ingest.chain(ctx)
+    drawn = generate.locate_all(ctx, partitions)
+    frozen = generate.frozen_predictor(ctx, partitions)
+    if drawn is None or frozen is None:
+        return [{"check": "redraw", "ok": True, "detail": "these settings have no finished pictures"}]
+    columns = ["image_id", "prompt_id", "prompt", "seed", "arm", "image", "status", "format", "pixels_sha256"]
+    table = pa.concat_tables([output.read("images", columns) for output in drawn])
+    table = table.filter(pc.equal(table.column("status"), "ok"))
+    chosen = np.random.default_rng(0).choice(len(table), size=min(rows, len(table)), replace=False)
+    drawer = generate.Drawer(ctx, frozen[1](), frozen[0], frozen[2])
+    same, worst = 0, 0.0
+    for row in table.take(pa.array(sorted(chosen.tolist()))).to_pylist():
+        prompt = {"prompt_id": row["prompt_id"], "text": row["prompt"]}
+        drawer.prepare([prompt])
+        with torch.no_grad():
+            pixels = drawer.draw([prompt], [(0, row["seed"], row["arm"])])["pixels"][0]
+        stored = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"))
+        worst = max(worst, float(np.abs(pixels.astype(int) - stored).mean()) / 255)
+        same += generate.pixels_sha256(pixels) == row["pixels_sha256"]
+    lossy = ctx.settings.generate.format != "png"
+    limit = 0.05 if lossy else TOLERANCE
+    detail = f"{same} of {len(chosen)} drawn again to the bit; largest mean difference {worst:.5f}, tolerance {limit:.3f}"
+    return [{"check": "redraw", "ok": worst <= limit, "detail": detail}]
+
+
+def doctor(settings: Settings) -> list[Check]:
+    """What this machine and this store can do; one row a check, with what to do about it."""
+    import torch
+
+    checks: list[Check] = [
+        {"check": "python", "ok": sys.version_info >= (3, 11), "detail": platform.python_version()},
+        {"check": "torch", "ok": True, "detail": f"{torch.__version__}, {_devices()}"},
+    ]
+
+    def attempt(name: str, work: Callable[[], str]) -> None:
+        try:
+            checks.append({"check": name, "ok": True, "detail": work()})
+        except PahiError as error:
+            checks.append({"check": name, "ok": False, "detail": str(error)})
+
+    ctx = Context(settings)
+    attempt("store", lambda: _probe(ctx.store))
+    attempt("generator", lambda: f"{settings.generator.id}, weights {ctx.model_hashes['generator'][:12]}")
+    for model in ctx.reward_models:
+        attempt(f"reward {model.name}", lambda m=model: f"{m.kind}, {type(ctx.reward(m)).__name__} loads")  # type: ignore[misc]
+    try:
+        import prefect
+
+        checks.append({"check": "prefect", "ok": True, "detail": prefect.__version__})
+    except ImportError:
+        checks.append({"check": "prefect", "ok": False, "detail": "not installed: `pahi run --direct` works without it"})
+    return checks
+
+
+def _devices() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"CPU with {torch.get_num_threads()} threads, no GPU"
+    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+
+
+def _probe(store: Store) -> str:
+    key = f"_probe/{secrets.token_hex(8)}"
+    try:
+        store.create(key, b"first")
+        again = store.create(key, b"second")
+        kept = store.read(key) == b"first" and not again
+    finally:
+        store.delete(key)
+    promise = "create-only honoured" if kept else "create-only NOT honoured: run one writer at a time"
+    return f"{store.root} can be written and read, {promise}"

@@ -1,0 +1,5 @@
+"""What is learned: where in noise space to start."""
+
+from pahi.predictors.gaussian import NoisePredictor
+
+__all__ = ["NoisePredictor"]

@@ -1,0 +1,69 @@
+"""One spelling for prompts that read the same, and the identity that follows from it."""
+
+import hashlib
+import html
+import re
+import unicodedata
+from html.entities import html5
+
+# Entities count only with their semicolon: HTML also reads `&copy=1` as one, which prose such as `R&para` never means.
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,40});")
+# Text that was escaped many times over is undone in one pass, not in one pass a level.
+_AMPERSANDS = re.compile(r"&(?:(?:amp|AMP|#0{0,4}38|#[xX]0{0,4}26);)+")
+# Arabic and Syriac number signs and the like are format characters by category, but one sees them.
+_VISIBLE_FORMAT = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
+
+
+def clean(text: str) -> tuple[str, list[str]]:
+    """The cleaned prompt, and what cleaning changed: some of 'nfkc', 'html', 'control' and 'whitespace', in that order.
+
+    Idempotent: cleaning a cleaned prompt changes nothing and gives no flags. The result always encodes as UTF-8.
+    """
+    steps = {"nfkc": _nfkc, "html": _unescape, "control": _drop_invisible, "whitespace": _collapse}
+    changed = set()
+    while True:
+        before = text
+        for flag, step in steps.items():
+            after = step(text)
+            if after != text:
+                changed.add(flag)
+            text = after
+        # One step can uncover work for another (`＆amp;lt;`, a zero-width space within an entity). It ends: entities
+        # only ever get shorter, and the other steps are idempotent.
+        if text == before:
+            return text, [flag for flag in steps if flag in changed]
+
+
+def prompt_id(cleaned: str) -> str:
+    """First 20 hexadecimal digits of the sha256 of the cleaned text in UTF-8."""
+    return hashlib.sha256(cleaned.encode()).hexdigest()[:20]
+
+
+def _nfkc(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)
+
+
+def _unescape(text: str) -> str:
+    def character(match: re.Match[str]) -> str:
+        entity = match.group()
+        # html.unescape would also read a known name at the start of an unknown one, `&notice;` as `¬ice;`.
+        return html.unescape(entity) if entity[1] == "#" or entity[1:] in html5 else entity
+
+    return _ENTITY.sub(character, _AMPERSANDS.sub("&", text))
+
+
+def _drop_invisible(text: str) -> str:
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c for c in text if not _invisible(c))
+
+
+def _invisible(character: str) -> bool:
+    """Control, format (zero-width) and lone surrogate; white space is not, since it divides words."""
+    if character.isspace() or character in _VISIBLE_FORMAT:
+        return False
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs")
+
+
+def _collapse(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,207 @@
+"""One reader a format: rows in, `Row`s out, and no text lost in between.
+
+A reader raises UserError for what only a person can mend (a record whose fields do not add up), and yields a `Row` with
+an error for what concerns that row alone.
+"""
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from pahi.errors import UserError
+from pahi.prompts.columns import Columns, find_columns
+from pahi.prompts.location import open_bytes, open_content, shown
+from pahi.prompts.rows import EMPTY, NOT_JSON, NOT_UTF8, Row, make_row, utf8
+from pahi.settings import Source
+
+MENDING = {
+    "csv": 'quote every field that holds a comma, a quote or a line break, and double the quotes in it ("a ""b"", c")',
+    "tsv": "a field of a TSV cannot hold a tab or a line break: put spaces there",
+}
+
+
+def read_txt(source: Source) -> Iterator[Row]:
+    """One prompt a line."""
+    find_columns([], source, need_text=False)  # a column named by the source cannot be there
+    empty = True
+    with open_content(source.path) as file:
+        for number, line in enumerate(_lines(file, None), start=1):
+            row = make_row(number, line)
+            empty = empty and row.error == EMPTY
+            yield row
+    if empty:
+        raise UserError(f"{shown(source.path)}: is empty")
+
+
+def read_delimited(source: Source, style: str) -> Iterator[Row]:
+    """CSV, strictly; TSV, where a quote is a character like any other. Raises UserError, with the line, on misfits."""
+    name = shown(source.path)
+    with open_content(source.path) as file:
+        bad = False
+
+        def lines() -> Iterator[str]:
+            nonlocal bad
+            for line in _lines(file, ""):
+                bad = bad or utf8(line) != line
+                yield line
+
+        if style == "csv":
+            reader = csv.reader(lines(), strict=True)
+        else:
+            reader = csv.reader(lines(), delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+        header: list[str] = []
+        columns = Columns()
+        number = 0
+        while True:
+            start, bad = reader.line_num + 1, False
+            try:
+                record = next(reader)
+            except StopIteration:
+                break
+            except csv.Error as error:
+                reason = "a quote is never closed" if "unexpected end" in str(error) else str(error)
+                raise UserError(f"{name}, line {start}: {reason}; {MENDING[style]}") from None
+            blank = len(record) < 2 and not "".join(record).strip()
+            if not header:
+                if not blank:
+                    header = [utf8(cell) for cell in record]
+                    columns = find_columns(header, source)
+                continue
+            number += 1
+            if blank:
+                yield make_row(number, "", error=NOT_UTF8 if bad else None)
+                continue
+            if len(record) != len(header):
+                raise UserError(
+                    f"{name}, line {start}: {len(record)} fields where the header has {len(header)}; {MENDING[style]}"
+                )
+            yield _pick(number, record, columns, NOT_UTF8 if bad else None)
+    if not number:
+        raise UserError(f"{name}: has a header and no rows" if header else f"{name}: is empty")
+
+
+def read_json(source: Source) -> Iterator[Row]:
+    """One array of strings or of objects."""
+    name = shown(source.path)
+    with open_content(source.path) as file:
+        data = file.read().removeprefix(codecs.BOM_UTF8)
+    if not data.strip():
+        raise UserError(f"{name}: is empty")
+    try:
+        values = json.loads(data.decode())
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{name}, line {line}: not utf-8; save it as UTF-8") from None
+    except json.JSONDecodeError as error:
+        hint = "; one value a line is .jsonl" if error.msg == "Extra data" else ""
+        raise UserError(f"{name}, line {error.lineno}: not JSON: {error.msg}{hint}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name}: not JSON that can be read: {error}") from None
+    if not isinstance(values, list):
+        raise UserError(f"{name}: expected an array of strings or objects; one object a line is .jsonl")
+    if not values:
+        raise UserError(f"{name}: is an empty array")
+    limited = values[: source.limit]
+    keys = _keys(limited, source)
+    for number, value in enumerate(limited, start=1):
+        yield _from_json(number, value, keys)
+
+
+def read_jsonl(source: Source) -> Iterator[Row]:
+    """One object or string a line."""
+    with open_content(source.path) as file:
+        # Which columns there are is known at the end only: any object may have a key that the others lack. Lines take
+        # far less memory than the objects in them.
+        lines = [line.strip() for line in islice(_lines(file, None), source.limit)]
+    if not any(lines):
+        raise UserError(f"{shown(source.path)}: is empty")
+    keys = _keys((value for value, error in map(_parse, lines) if not error), source)
+    for number, line in enumerate(lines, start=1):
+        value, error = _parse(line) if line else ("", None)
+        yield make_row(number, utf8(line), error=error) if error else _from_json(number, value, keys)
+
+
+def read_parquet(source: Source) -> Iterator[Row]:
+    """Only the columns that are needed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    name = shown(source.path)
+    with open_bytes(source.path) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+            columns = find_columns(parquet.schema_arrow.names, source)
+            if not parquet.metadata.num_rows:
+                raise UserError(f"{name}: has no rows")
+            wanted = {i: parquet.schema_arrow.names[i] for i in vars(columns).values() if i is not None}
+            number = 0
+            for batch in parquet.iter_batches(columns=list(wanted.values())):
+                values = {i: _values(batch.column(column)) for i, column in wanted.items()}
+                for index in range(batch.num_rows):
+                    number += 1
+                    yield _pick(number, {i: column[index] for i, column in values.items()}, columns)
+        except (pa.ArrowException, pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and not isinstance(error, pa.ArrowException) and error.errno is not None:
+                raise  # the disk's or the network's, not the file's
+            reason = " ".join(str(error).split()).replace(source.path, name)
+            raise UserError(f"{name}: not a Parquet file that can be read: {reason}") from None
+
+
+def _lines(file: io.BufferedReader, newline: str | None) -> Iterator[str]:
+    """Lines of text, without their ends where `newline` is None. Bytes that are not UTF-8 come as surrogates."""
+    for line in io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=newline):
+        yield line.removesuffix("\n") if newline is None else line
+
+
+def _pick(number: int, record: Any, columns: Columns, error: str | None = None) -> Row:
+    text, kind, group, split = (
+        None if i is None else record[i] for i in (columns.text, columns.kind, columns.group, columns.split)
+    )
+    return make_row(number, text, kind, group, split, error)
+
+
+def _parse(line: str) -> tuple[Any, str | None]:
+    """(value, error) of a line."""
+    if utf8(line) != line:
+        return None, NOT_UTF8
+    try:
+        return json.loads(line), None
+    except (ValueError, RecursionError):
+        return None, NOT_JSON
+
+
+def _keys(values: Iterable[Any], source: Source) -> dict[str, str]:
+    """Key of each role, over all objects; empty where all rows are bare strings."""
+    names: dict[str, None] = {}
+    found = objects = 0
+    for value in values:
+        found += 1
+        if isinstance(value, dict):
+            objects += 1
+            names.update(dict.fromkeys(value))
+    if not found:
+        raise UserError(f"{shown(source.path)}: no line of it is JSON; an array over many lines is .json")
+    listed = list(names)
+    columns = find_columns(listed, source, need_text=bool(objects))
+    return {role: listed[i] for role, i in vars(columns).items() if i is not None}
+
+
+def _from_json(number: int, value: Any, keys: dict[str, str]) -> Row:
+    if isinstance(value, dict):
+        return make_row(number, **{"text": None, **{role: value.get(key) for role, key in keys.items()}})
+    return make_row(number, value if isinstance(value, str) else None)
+
+
+def _values(column: Any) -> list[Any]:
+    """A Parquet column as Python values; strings as bytes, since Parquet does not promise that they are UTF-8."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    return column.to_pylist()

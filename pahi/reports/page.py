@@ -1,0 +1,290 @@
+"""The report: measured numbers in, one HTML page out. Nothing here computes a result; it only shows what it is given."""
+
+import base64
+import io
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+from PIL import Image
+
+from pahi.reports import charts, text, verdict
+
+CURVE_ORDER = ("loss", "reward/", "validation/", "kl", "sigma", "noise_norm", "diversity")
+MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
+
+
+def build_report(data: dict[str, Any]) -> str:
+    """The HTML page of a finished run, complete in itself: it asks nothing of any network.
+
+    `data` holds plain JSON values, bytes only in the gallery's pictures. Every key may be missing, any number None or
+    NaN: what is not there is left out or shown as n/a.
+
+    - `dataset`, `generated_by`, `preset_line`, `redraw` (command with `{prompt_id}` and `{seed}` to fill in)
+    - `evaluate`: `prompts`, `seeds`, `train_reward`, `units` (reward -> one within-prompt standard deviation), `flags`,
+      `arms` (uplifts in those units; of a judge, mean and uplift are shares between 0 and 1), `by_kind`
+      (kind -> arm -> reward -> mean uplift, of a judge the share)
+    - `gallery`: pairs drawn from the same noise: `prompt_id`, `prompt`, `kind`, `seed`, `uplift`,
+      `scores` (reward -> [before, after]), `before`, `after`
+    - `metrics`: rows of `phase`, `step`, `name`, `value`; `histograms`: reward -> arm -> raw scores
+    - `funnel`, `lineage`, `settings`, `versions`
+    """
+    evaluate = data.get("evaluate") or {}
+    arms = evaluate.get("arms") or []
+    roles = _roles(evaluate, arms)
+    scaled = [name for name, role in roles.items() if role != "judge"]
+    judges = [name for name, role in roles.items() if role == "judge"]
+    limits = charts.bounds(
+        [((arm.get("rewards") or {}).get(name) or {}).get("uplift") for arm in arms for name in scaled]
+    )
+    rows, pictures = _gallery(data.get("gallery") or [])
+    plots = [(name, roles[name], charts.compute_plot(arms, name, limits)) for name in scaled]
+    return _template().render(
+        data=data,
+        evaluate=evaluate,
+        arms=arms,
+        main=verdict.main_arm(arms),
+        verdict=verdict.judge(evaluate),
+        figures=_figures(arms, roles),
+        roles=roles,
+        scaled=scaled,
+        judges=judges,
+        limits=limits,
+        plots=[plot for plot in plots if plot[2]],
+        hero=_hero(rows, pictures),
+        gallery=rows,
+        kinds=_kinds(rows),
+        blob=_json({"rows": rows, "units": evaluate.get("units") or {}, "redraw": data.get("redraw") or ""}),
+        pictures=Markup("\n".join(pictures)),  # data URIs: base64 and fixed prefixes, no markup possible
+        by_kind=_by_kind(evaluate, arms, roles),
+        curves=_curves(data.get("metrics") or []),
+        phases=list(dict.fromkeys(str(m.get("phase") or "train") for m in data.get("metrics") or [])),
+        histograms=_histograms(data.get("histograms") or {}),
+        funnel=_funnel(data.get("funnel") or []),
+        sources={str(step.get("stage")): step for step in data.get("lineage") or []},
+        css=Markup(_asset("report.css")),
+        js=Markup(_asset("report.js")),
+    )
+
+
+@cache
+def _template() -> Any:
+    env = Environment(
+        loader=PackageLoader("pahi.reports", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("number", "signed", "percent", "points", "count", "short", "interval", "plural", "finite"):
+        env.filters[name] = getattr(text, name)
+    env.globals.update(
+        interval_bar=charts.interval_bar, arm_class=charts.arm_class, phase_class=charts.phase_class, mark=_legend_mark
+    )
+    env.tests["mapping"] = lambda value: isinstance(value, dict)
+    return env.get_template("report.html.j2")
+
+
+@cache
+def _asset(name: str) -> str:
+    return resources.files("pahi.reports").joinpath(name).read_text(encoding="utf-8")
+
+
+def _json(value: Any) -> Markup:
+    """JSON that no HTML parser can leave: `</script>` and `<!--` lose their brackets."""
+    plain = json.dumps(_plain(value), allow_nan=False, separators=(",", ":"))
+    return Markup(plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return text.finite(value) if isinstance(value, float) else value
+
+
+def _legend_mark(name: str) -> Markup:
+    shape = charts.mark(charts.arm_class(name), name, 8, 8, 5)
+    return Markup(f'<svg class="mark" viewBox="0 0 16 16" aria-hidden="true">{shape}</svg>')
+
+
+def _roles(evaluate: dict[str, Any], arms: list[dict[str, Any]]) -> dict[str, str]:
+    """Every reward and its role: trained on, held out, judges; the training reward first."""
+    found: dict[str, str] = {}
+    for arm in arms:
+        for name, reward in (arm.get("rewards") or {}).items():
+            found.setdefault(name, (reward or {}).get("role") or "held_out")
+    order = {"train": 0, "held_out": 1, "judge": 2}
+    return dict(sorted(found.items(), key=lambda r: (r[0] != evaluate.get("train_reward"), order.get(r[1], 1))))
+
+
+def _figures(arms: list[dict[str, Any]], roles: dict[str, str]) -> list[dict[str, Any]]:
+    """The handful of numbers under the headline."""
+    main = verdict.main_arm(arms)
+    if main is None:
+        return []
+    rewards = main.get("rewards") or {}
+    standard = next((a for a in arms if a.get("arm") == "standard"), {})
+    found: list[dict[str, Any]] = []
+    for name in list(roles)[:4]:
+        mine = rewards.get(name) or {}
+        if roles[name] == "judge":
+            before = text.finite(((standard.get("rewards") or {}).get(name) or {}).get("mean"))
+            detail = f"from {text.percent(before)} with the standard noise" if before is not None else "share accepted"
+            found.append({"value": text.percent(mine.get("mean")), "label": f"right, says {name}", "detail": detail})
+            continue
+        u = text.interval(mine.get("uplift"))
+        span = f"95% CI {text.signed(u['low'])} to {text.signed(u['high'])}" if u and u["low"] is not None else ""
+        found.append(
+            {
+                "value": text.signed(u["value"] if u else None),
+                "unit": "SD",
+                "label": f"{name}, {'trained on' if roles[name] == 'train' else 'held out'}",
+                "detail": span,
+                "tone": verdict.effect(u),
+            }
+        )
+    found.append(
+        {"value": text.number(main.get("diversity")), "label": "diversity", "detail": "standard noise is 1.00"}
+    )
+    before, after = text.finite(standard.get("ms_per_image")), text.finite(main.get("ms_per_image"))
+    found.append(
+        {
+            "value": text.number(after, 1),
+            "unit": "ms" if after is not None else "",
+            "label": "an image",
+            "detail": f"{text.number(before, 1)} ms with the standard noise" if before is not None else "",
+        }
+    )
+    return found
+
+
+def _gallery(gallery: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows without pictures, best first, and the pictures as data URIs: two a row, in the rows' order."""
+    ordered = sorted(gallery, key=lambda r: -(text.finite(r.get("uplift")) or 0.0))
+    rows, pictures = [], []
+    for row in ordered:
+        before, after = _picture(row.get("before")), _picture(row.get("after"))
+        pictures += [before[0], after[0]]
+        rows.append(
+            {
+                "id": str(row.get("prompt_id") or ""),
+                "prompt": str(row.get("prompt") or ""),
+                "kind": str(row.get("kind") or ""),
+                "seed": row.get("seed"),
+                "uplift": text.finite(row.get("uplift")),
+                "scores": row.get("scores") or {},
+                "width": max(before[1], after[1]),
+            }
+        )
+    return rows, pictures
+
+
+def _picture(content: Any) -> tuple[str, int]:
+    """A data URI and the width in pixels; ("", 0) for what is no picture."""
+    if not isinstance(content, (bytes, bytearray)):
+        return "", 0
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            mime, width = MIME.get(image.format or ""), image.width
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return "", 0
+    if mime is None:
+        return "", 0
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}", width
+
+
+def _hero(rows: list[dict[str, Any]], pictures: list[str]) -> list[dict[str, Any]]:
+    """Pairs from the whole range of uplift, so that the best one does not speak for all."""
+    shown = [
+        i
+        for i, row in enumerate(rows)
+        if row["uplift"] is not None and pictures[2 * i] and pictures[2 * i + 1]
+    ]
+    if not shown:
+        return []
+    last = len(shown) - 1
+    places = [("Largest gain", 0.0), ("Top quarter", 0.25), ("Median", 0.5), ("Bottom quarter", 0.75)]
+    places.append(("Largest loss" if (rows[shown[last]]["uplift"] or 0) < 0 else "Smallest gain", 1.0))
+    found: dict[int, dict[str, Any]] = {}
+    for label, share in places:
+        index = shown[round(share * last)]
+        before, after = pictures[2 * index], pictures[2 * index + 1]
+        found.setdefault(
+            index, {**rows[index], "index": index, "label": label, "before": Markup(before), "after": Markup(after)}
+        )
+    return list(found.values())
+
+
+def _kinds(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    counts: dict[str, int] = {}
+    for row in rows:
+        if row["kind"]:
+            counts[row["kind"]] = counts.get(row["kind"], 0) + 1
+    return sorted(counts.items())
+
+
+def _by_kind(
+    evaluate: dict[str, Any], arms: list[dict[str, Any]], roles: dict[str, str]
+) -> list[dict[str, Any]]:
+    """One table a reward: kinds down, arms across; the tint's strength is the share of the largest absolute value."""
+    by_kind: dict[str, Any] = evaluate.get("by_kind") or {}
+    labels = {arm.get("arm"): arm.get("label") or arm.get("arm") for arm in arms}
+    tables = []
+    for reward, role in roles.items():
+        names = [
+            name
+            for name in dict.fromkeys([*labels, *(a for row in by_kind.values() for a in row)])
+            if any(text.finite((row.get(name) or {}).get(reward)) is not None for row in by_kind.values())
+            and (role == "judge" or name != "standard")
+        ]
+        if not names:
+            continue
+        values = {
+            kind: [text.finite((row.get(name) or {}).get(reward)) for name in names] for kind, row in by_kind.items()
+        }
+        top = max((abs(v) for row in values.values() for v in row if v is not None), default=1.0) or 1.0
+        tables.append(
+            {
+                "reward": reward,
+                "role": role,
+                "arms": [(name, labels.get(name) or name) for name in names],
+                "rows": [
+                    (kind, [(v, 0 if v is None else round(100 * abs(v) / top)) for v in row])
+                    for kind, row in values.items()
+                ],
+            }
+        )
+    return tables
+
+
+def _curves(metrics: list[dict[str, Any]]) -> list[tuple[str, Markup, int]]:
+    """Small multiples: a chart a quantity, with the number of values that were not finite."""
+    series: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    broken: dict[str, int] = {}
+    for row in metrics:
+        name, phase = str(row.get("name")), str(row.get("phase") or "train")
+        step, value = text.finite(row.get("step")), text.finite(row.get("value"))
+        lines = series.setdefault(name, {})
+        if step is None or value is None:
+            broken[name] = broken.get(name, 0) + 1
+        else:
+            lines.setdefault(phase, []).append((step, value))
+
+    def place(name: str) -> tuple[int, str]:
+        return next((i for i, start in enumerate(CURVE_ORDER) if name.startswith(start)), len(CURVE_ORDER)), name
+
+    return [(name, charts.line_chart(name, series[name]), broken.get(name, 0)) for name in sorted(series, key=place)]
+
+
+def _histograms(samples: dict[str, Any]) -> list[tuple[str, Markup]]:
+    found = [(name, charts.histogram(name, arms or {})) for name, arms in samples.items()]
+    return [(name, chart) for name, chart in found if chart]
+
+
+def _funnel(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    top = max((text.finite(s.get("rows")) or 0 for s in steps), default=0) or 1
+    return [{**s, "share": round(100 * (text.finite(s.get("rows")) or 0) / top, 2)} for s in steps]

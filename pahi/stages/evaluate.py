@@ -1,0 +1,220 @@
+"""The comparison on test prompts: every arm from the same eps, scored by every reward and judge."""
+
+import json
+import math
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from pahi.artifacts import Output
+from pahi.artifacts.output import shard_name
+from pahi.artifacts.schemas import EVALUATED, GALLERY, SCORES
+from pahi.errors import UserError
+from pahi.evaluation.statistics import pixel_diversity
+from pahi.evaluation.summary import arm_labels, summarise
+from pahi.generation.pictures import encode
+from pahi.generators import standard_noise
+from pahi.stages import cache, ingest, train
+from pahi.stages.common import Context, environment, missing, to_uint8
+from pahi.training.objective import kl_per_dimension
+
+STAGE, VERSION = "evaluate", 1
+BEST_OF_STRIDE = 1_000_000  # between the seeds of one choice's candidates
+
+
+def place(ctx: Context, trained: Output, partitions: ingest.Chain) -> tuple[Output, dict[str, Any], dict[str, str]]:
+    """Where the evaluation of a predictor on its own dataset's test prompts lies."""
+    settings = {"evaluate": ctx.settings.evaluate.fingerprinted(), "dtype": ctx.settings.generator.dtype}
+    settings["rewards"] = ctx.reward_settings()
+    inputs = ctx.model_hashes | {f"ingest/{i:05d}": h for i, h in enumerate(partitions.hashes)}
+    inputs["train"] = trained.require().hash
+    return ctx.output(STAGE, VERSION, settings, inputs), settings, inputs
+
+
+def locate(ctx: Context, partitions: ingest.Chain) -> Output | None:
+    """The finished evaluation of the newest predictor, or None."""
+    found = train.newest(ctx, partitions)
+    if found is None:
+        return None
+    output = place(ctx, *found)[0]
+    return output if output.manifest() is not None else None
+
+
+def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
+    """Draws and scores every arm; returns the evaluation, and whether it was there already."""
+    started = time.time()
+    found = train.newest(ctx, partitions)
+    if found is None:
+        raise missing(STAGE, train.STAGE)
+    trained, partitions = found
+    output, settings, inputs = place(ctx, trained, partitions)
+    if output.manifest() is not None:
+        return output, True
+    chosen = cache.selection(ctx, partitions, "test", ctx.settings.evaluate.prompts)
+    if not chosen:
+        raise UserError("no prompt is in the test split, so nothing can be judged; raise ingest.test_fraction or add prompts")
+    cached = cache.locate(ctx, partitions)
+    assert cached is not None  # the predictor was trained on it
+    units = cached.require().summary["units"]
+    arms = Arms(ctx, trained, chosen, units)
+    size = ctx.settings.evaluate.shard_rows
+    shards = [shard_name(i) for i in range(-(-len(chosen) // size))]
+    for i, shard in enumerate(shards):
+        part = range(i * size, min((i + 1) * size, len(chosen)))
+        output.commit_shard(shard, lambda p=part: (arms.shard(p), {"prompts": len(p)}), row_group_rows=100_000)  # type: ignore[misc]
+        ctx.progress(STAGE, part.stop, len(chosen), "prompts")
+    scores = pa.concat_tables([output.read_part("scores", shard) for shard in shards])
+    evaluated = pa.concat_tables([output.read_part("evaluated", shard) for shard in shards])
+    summary = summarise(ctx.settings, units, scores, evaluated)
+    output.put_file("summary.json", json.dumps(summary, indent=1, sort_keys=True).encode())
+    output.finish(
+        version=VERSION, settings=settings, inputs=inputs, shards=shards, files=["summary.json"], summary=summary
+    )
+    output.write_run(environment(started, ms_per_image=arms.milliseconds()))
+    return output, False
+
+
+class Arms:
+    """Draws the pictures of every arm for slices of the test prompts."""
+
+    def __init__(self, ctx: Context, trained: Output, chosen: list[dict[str, Any]], units: dict[str, float]) -> None:
+        self.ctx, self.chosen, self.units = ctx, chosen, units
+        self.predictors = {"hpi": train.load_predictor(ctx, trained, "hpi")}
+        best = train.load_predictor(ctx, trained)
+        if best.kind == "pahi":
+            self.predictors |= {"pahi": best, "pahi_shuffled": best}
+        self.names = list(arm_labels(ctx.settings))
+        texts = [row["text"] for row in chosen]
+        batch = ctx.settings.evaluate.batch_size
+        encoded = [ctx.generator.encode(texts[i : i + batch]) for i in range(0, len(texts), batch)]
+        self.pooled = torch.cat([c.pooled for c in encoded])
+        self.seconds: dict[str, list[float]] = {}
+
+    def milliseconds(self) -> dict[str, float]:
+        """An image's time from noise to pixels, by arm; the median over batches."""
+        return {arm: round(1000 * float(np.median(times)), 3) for arm, times in self.seconds.items()}
+
+    @torch.no_grad()
+    def shard(self, part: range) -> dict[str, pa.Table]:
+        """Tables of some prompts; batches are fixed slices of them."""
+        rows = [self.chosen[i] for i in part]
+        evaluate, ctx = self.ctx.settings.evaluate, self.ctx
+        texts = [row["text"] for row in rows]
+        conditioning = ctx.generator.encode(texts)
+        prepared = {m.name: ctx.reward(m).prepare(texts) for m in ctx.reward_models}
+        pairs = [(i, seed) for i in range(len(rows)) for seed in range(evaluate.seeds)]
+        scores: list[dict[str, Any]] = []
+        evaluated: list[dict[str, Any]] = []
+        pictures: dict[str, list[np.ndarray]] = {}
+        for arm in self.names:
+            norms, kls, images = [], [], []
+            for start in range(0, len(pairs), evaluate.batch_size):
+                chunk = pairs[start : start + evaluate.batch_size]
+                index = torch.tensor([i for i, _ in chunk])
+                drawn, x_T, kl, got = self._draw(arm, chunk, index, rows, part, conditioning, prepared, texts)
+                images.append(to_uint8(drawn))
+                norms.append(x_T.flatten(1).square().mean(1).sqrt().cpu())
+                kls.append(kl.cpu())
+                for name, values in got.items():
+                    scores += [
+                        {
+                            "prompt_id": rows[i]["prompt_id"],
+                            "seed": seed,
+                            "arm": arm,
+                            "reward": name,
+                            "score": value if math.isfinite(value) else None,
+                        }
+                        for (i, seed), value in zip(chunk, values.tolist(), strict=True)
+                    ]
+            pictures[arm] = list(np.concatenate(images).reshape(len(rows), evaluate.seeds, *images[0].shape[1:]))
+            norm = torch.cat(norms).view(len(rows), -1).mean(1)
+            kl_rows = torch.cat(kls).view(len(rows), -1).mean(1)
+            evaluated += [
+                {
+                    "prompt_id": row["prompt_id"],
+                    "kind": row["kind"],
+                    "arm": arm,
+                    "diversity": pixel_diversity(pictures[arm][i]),
+                    "noise_norm": float(norm[i]),
+                    "kl": float(kl_rows[i]) if math.isfinite(kl_rows[i]) else None,
+                }
+                for i, row in enumerate(rows)
+            ]
+        after = "pahi" if "pahi" in self.names else "hpi"
+        gallery = [
+            {
+                "prompt_id": row["prompt_id"],
+                "prompt": row["text"],
+                "kind": row["kind"],
+                "seed": 0,
+                "before": {"bytes": encode(pictures["standard"][i][0]), "path": None},
+                "after": {"bytes": encode(pictures[after][i][0]), "path": None},
+            }
+            for i, row in enumerate(rows)
+            if part[i] < evaluate.gallery
+        ]
+        return {
+            "scores": pa.Table.from_pylist(scores, schema=SCORES),
+            "evaluated": pa.Table.from_pylist(evaluated, schema=EVALUATED),
+            "gallery": pa.Table.from_pylist(gallery, schema=GALLERY),
+        }
+
+    def _draw(self, arm, chunk, index, rows, part, conditioning, prepared, texts):  # noqa: ANN001, ANN202
+        """One batch of one arm: pictures, x_T, KL a row (NaN where the arm is no Gaussian), scores by reward."""
+        generator = self.ctx.generator
+        ids, seeds = [rows[i]["prompt_id"] for i, _ in chunk], [seed for _, seed in chunk]
+        cond = conditioning.rows(index)
+
+        def draw(x_T: Tensor) -> Tensor:
+            return generator.decode(generator.denoise(x_T, cond))
+
+        def score(images: Tensor) -> dict[str, Tensor]:
+            return {
+                m.name: self.ctx.reward(m).score(
+                    images, {n: t[index] for n, t in prepared[m.name].items()}, [texts[i] for i in index.tolist()]
+                )
+                for m in self.ctx.reward_models
+            }
+
+        def noise(offset: int = 0) -> Tensor:
+            return standard_noise(ids, [s + offset for s in seeds], generator.latent_shape).to(generator.device)
+
+        started = time.perf_counter()
+        if arm.startswith("best_of_"):
+            best_images, best_x, best_scores = None, None, None
+            candidates = []
+            for k in range(int(arm.removeprefix("best_of_"))):
+                x_T = noise(k * BEST_OF_STRIDE)
+                candidates.append((x_T, draw(x_T)))
+            for x_T, images in candidates:
+                got = score(images)
+                value = sum(m.weight * got[m.name] / self.units[m.name] for m in self.ctx.settings.rewards.train)
+                if best_scores is None:
+                    best_images, best_x, best_value, best_scores = images.clone(), x_T.clone(), value, got
+                    continue
+                better = value > best_value
+                best_images[better], best_x[better] = images[better], x_T[better]
+                best_scores = {n: torch.where(better, got[n], old) for n, old in best_scores.items()}
+                best_value = torch.where(better, value, best_value)
+            self._time(arm, started, len(chunk))
+            return best_images, best_x, torch.full((len(chunk),), float("nan")), best_scores
+        if arm == "standard":
+            x_T, kl = noise(), torch.zeros(len(chunk))
+        else:
+            # Shuffled: each prompt takes the noise of the prompt half the list away.
+            shift = len(self.chosen) // 2 if arm == "pahi_shuffled" else 0
+            where = torch.tensor([(part[i] + shift) % len(self.chosen) for i, _ in chunk])
+            mu, log_sigma = self.predictors[arm].distribution(self.pooled[where])
+            x_T, kl = mu + log_sigma.exp() * noise(), kl_per_dimension(mu, log_sigma)
+        images = draw(x_T)
+        self._time(arm, started, len(chunk))
+        return images, x_T, kl, score(images)
+
+    def _time(self, arm: str, started: float, count: int) -> None:
+        if self.ctx.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds.setdefault(arm, []).append((time.perf_counter() - started) / count)

@@ -1,0 +1,89 @@
+"""The stages by name, alone or in their order."""
+
+import time
+from typing import Any
+
+from pahi.artifacts import Output
+from pahi.errors import UserError
+from pahi.settings import Settings
+from pahi.stages import cache, curate, evaluate, generate, ingest, train
+from pahi.stages.common import Context, Progress, silent
+from pahi.stages.report import write
+
+STAGES = ("ingest", "cache", "train", "evaluate", "generate", "curate")
+
+
+def run_stage(
+    name: str, settings: Settings, *, with_upstream: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Runs one stage, or finds it finished. Raises UserError when what it reads is missing and `with_upstream` is off."""
+    ctx = Context(settings, progress or silent)
+    if with_upstream:
+        for upstream in STAGES[: STAGES.index(name)]:
+            # Evaluation is nobody's input.
+            if upstream != evaluate.STAGE:
+                _one(upstream, ctx, by_name=False)
+    return _one(name, ctx, by_name=True)
+
+
+def run_all(settings: Settings, *, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Every stage in its order, then the report. A dataset that grew keeps its predictor."""
+    ctx = Context(settings, progress or silent)
+    results = [_one(name, ctx, by_name=False) for name in STAGES]
+    return [*results, {"stage": "report", "dataset": settings.name, "url": write(ctx)}]
+
+
+def run_next(name: str, settings: Settings, *, progress: Progress | None = None) -> dict[str, Any]:
+    """One stage as `run_all` runs it: a dataset that grew is not trained again."""
+    return _one(name, Context(settings, progress or silent), by_name=False)
+
+
+def write_report(settings: Settings) -> str:
+    """Writes report.html of what is finished; returns its place."""
+    return write(Context(settings))
+
+
+def _one(name: str, ctx: Context, by_name: bool) -> dict[str, Any]:
+    started = time.time()
+    if name == ingest.STAGE:
+        output, skipped = ingest.run(ctx)
+        return _result(ctx, name, [output], skipped, started)
+    partitions = ingest.chain(ctx)
+    if name in (cache.STAGE, train.STAGE) and not by_name:
+        # Training again is a decision: what was learned on the prompts that this dataset began with stays in use.
+        found = train.newest(ctx, partitions)
+        if found is not None:
+            partitions = found[1]
+    if name == cache.STAGE:
+        output, skipped = cache.run(ctx, partitions)
+    elif name == train.STAGE:
+        output, skipped = train.run(ctx, partitions)
+    elif name == evaluate.STAGE:
+        output, skipped = evaluate.run(ctx, partitions)
+    elif name == generate.STAGE:
+        outputs, skipped = generate.run(ctx, partitions)
+        return _result(ctx, name, outputs, skipped, started)
+    elif name == curate.STAGE:
+        output, skipped = curate.run(ctx, partitions)
+    else:
+        raise UserError(f"no stage {name!r}; there are {', '.join(STAGES)}")
+    return _result(ctx, name, [output], skipped, started)
+
+
+def _result(ctx: Context, name: str, outputs: list[Output], skipped: bool, started: float) -> dict[str, Any]:
+    last = outputs[-1]
+    summary = last.require().summary
+    if len(outputs) > 1:
+        # A grown dataset's pictures lie in several partitions.
+        keys = ("prompts", "images", "failed")
+        summary = {k: sum(o.require().summary[k] for o in outputs) for k in keys} | {"partitions": len(outputs)}
+    return {
+        "stage": name,
+        "dataset": ctx.settings.name,
+        "fingerprint": last.fingerprint,
+        "url": last.url,
+        "skipped": skipped,
+        "seconds": round(time.time() - started, 2),
+        "summary": summary,
+        "timings": last.read_run().get("ms_per_image", {}),
+    }

@@ -1,0 +1,115 @@
+"""The noise, learned: the predictor, its HPI, and what was measured on the way.
+
+Training again is a decision. A dataset that grew keeps its predictor until `pahi train` is asked for by name; the
+newest predictor whose prompts the dataset still begins with is the one that evaluate and generate use.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pahi.artifacts import Output
+from pahi.artifacts.schemas import METRICS
+from pahi.errors import PahiError, UserError
+from pahi.predictors import NoisePredictor
+from pahi.predictors.gaussian import CONFIG, WEIGHTS
+from pahi.stages import cache, ingest
+from pahi.stages.common import Context, environment, missing
+from pahi.training import trainer
+
+STAGE, VERSION = "train", 1
+STATE = "_state/training.pt"
+PARTS = ("predictor", "hpi")
+
+
+def place(ctx: Context, cached: Output) -> tuple[Output, dict[str, Any], dict[str, str]]:
+    """Where the predictor of this cache lies; its settings and inputs."""
+    settings = {"train": ctx.settings.train.fingerprinted()}
+    inputs = {"cache": cached.require().hash}
+    return ctx.output(STAGE, VERSION, settings, inputs), settings, inputs
+
+
+def newest(ctx: Context, partitions: ingest.Chain) -> tuple[Output, ingest.Chain] | None:
+    """The finished predictor trained on most of these partitions, and those partitions; None where there is none."""
+    for count in range(len(partitions.outputs), 0, -1):
+        prefix = ingest.Chain(partitions.key, partitions.outputs[:count], partitions.sources[:count])
+        cached = cache.locate(ctx, prefix)
+        if cached is not None:
+            output = place(ctx, cached)[0]
+            if output.manifest() is not None:
+                return output, prefix
+    return None
+
+
+def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
+    """Trains on these partitions; returns the predictor's output, and whether it was there already."""
+    started = time.time()
+    cached = cache.locate(ctx, partitions)
+    if cached is None:
+        raise missing(STAGE, cache.STAGE)
+    output, settings, inputs = place(ctx, cached)
+    if output.manifest() is not None:
+        return output, True
+    manifest = cached.require()
+    data, validation = cache.prompt_sets(ctx, cached, manifest)
+    units = manifest.summary["units"]
+    rewards = []
+    for model in ctx.settings.rewards.train:
+        if not units[model.name]:
+            raise UserError(f"reward {model.name!r} is the same for every picture of a prompt, so it can teach nothing")
+        if model.weight:
+            rewards.append((ctx.reward(model), model.weight, units[model.name]))
+    judges = [(ctx.reward(m), units[m.name]) for m in ctx.settings.rewards.held_out if units[m.name]]
+    state = output.key(STATE)
+    trained = trainer.train(
+        ctx.generator,
+        rewards,
+        judges,
+        data,
+        validation,
+        ctx.settings.train,
+        load=lambda: ctx.store.read_or_none(state),
+        save=lambda packed: ctx.store.replace(state, packed),
+        progress=lambda done, total, note: ctx.progress(STAGE, done, total, note),
+    )
+    files = []
+    for part, predictor in zip(PARTS, (trained.predictor, trained.hpi), strict=True):
+        for name, body in _predictor_files(predictor).items():
+            output.put_file(f"{part}/{name}", body)
+            files.append(f"{part}/{name}")
+    table = pa.Table.from_pylist(trained.metrics, schema=METRICS)
+    output.commit_shard("part-00000", lambda: ({"metrics": table}, {}))
+    summary = {
+        "kind": trained.predictor.kind,
+        "best_step": trained.best_step,
+        "skipped_steps": trained.skipped_steps,
+        "parameters": sum(p.numel() for p in trained.predictor.parameters()),
+        "train_prompts": len(data),
+    }
+    output.finish(
+        version=VERSION, settings=settings, inputs=inputs, shards=["part-00000"], files=files, summary=summary
+    )
+    output.write_run(environment(started))
+    ctx.store.delete(state)
+    return output, False
+
+
+def _predictor_files(predictor: NoisePredictor) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        predictor._save_pretrained(Path(folder))
+        return {name: (Path(folder) / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+
+
+def load_predictor(ctx: Context, output: Output, part: str = "predictor") -> NoisePredictor:
+    """A trained predictor out of the store, onto the run's device."""
+    entries = output.require().data["files"]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in (CONFIG, WEIGHTS):
+            key = f"{part}/{name}"
+            if key not in entries:
+                raise PahiError(f"{output.url} holds no {key}")
+            (Path(folder) / name).write_bytes(output.read_file(key))
+        return NoisePredictor.from_pretrained(folder).to(ctx.device)

@@ -1,0 +1,68 @@
+"""A stage's result as rows that a terminal, a web page or Prefect's UI shows as a table."""
+
+from collections.abc import Iterator
+from typing import Any
+
+Row = dict[str, Any]
+
+ROLES = {"train": "training", "held_out": "held out", "judge": "judge"}
+
+
+def arm_rows(result: dict[str, Any]) -> list[Row]:
+    """The arms of an evaluation's result, one row an arm.
+
+    Uplift is in pooled within-prompt standard deviations of its reward, with its 95% confidence interval.
+    """
+    timings = result.get("timings") or {}
+    rows = []
+    for arm in result["summary"]["arms"]:
+        row: Row = {"arm": arm["arm"].replace("_", " ")}
+        for name, reward in arm["rewards"].items():
+            title = f"{name} ({ROLES[reward['role']]})"
+            if reward["role"] == "judge":
+                row[title] = percent(reward["mean"])
+                continue
+            row[title] = interval(reward.get("uplift"))
+            row[f"wins, {name}"] = percent((reward.get("win_rate") or {}).get("value"))
+        row["diversity"] = number(arm.get("diversity"), 3)
+        row["ms/image"] = number(timings.get(arm["arm"]), 1)
+        rows.append(row)
+    return rows
+
+
+def count_rows(result: dict[str, Any]) -> list[Row]:
+    """A stage's summary, one row a figure; what is nested is named by its path."""
+    return [{"what": name, "value": value} for name, value in _flat(result["summary"])]
+
+
+def markdown(rows: list[Row]) -> str:
+    """Rows as a table of Markdown."""
+    if not rows:
+        return ""
+    names = list(rows[0])
+    lines = [" | ".join(names), " | ".join("---" for _ in names)]
+    lines += [" | ".join(str(row.get(name, "")) for name in names) for row in rows]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def interval(figure: dict[str, float] | None) -> str:
+    """`+0.49 [+0.36, +0.61]`; a dash where the arm is the reference."""
+    if not figure:
+        return "-"
+    return f"{figure['value']:+.2f} [{figure['low']:+.2f}, {figure['high']:+.2f}]"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}%"
+
+
+def number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _flat(value: Row, path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _flat(inner, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", inner if isinstance(inner, int | float | str | None) else str(inner)

@@ -1,0 +1,1 @@
+"""The objective, and one loop that optimises it."""

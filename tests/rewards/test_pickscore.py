@@ -1,0 +1,296 @@
+"""PickScore on tensors is PickScore as published, on PIL pictures and transformers' own processor."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+from torch import Tensor
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
+
+from pahi.errors import UserError
+from pahi.rewards import load_reward
+from pahi.rewards.load import reward_hash
+from pahi.rewards.preprocess import CLIP_MEAN, CLIP_STD, clip_pixels
+from pahi.settings import RewardModel
+
+SIZE = 224
+CPU = torch.device("cpu")
+PROMPTS = ["a red circle", "", "a large blue star on a white background", "word " * 100, "a tiny pink cross"]
+SHAPES = [(224, 224), (480, 640), (1000, 333), (225, 224), (64, 64), (100, 300)]  # height, width
+
+
+def processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
+    pil = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
+    return CLIPProcessor(image_processor=pil, tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="session")
+def folder(
+    tokenizer: CLIPTokenizer, shake: Callable[[torch.nn.Module, int], None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A CLIP model in PickScore's layout: small, and every weight matters."""
+    torch.manual_seed(0)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=SIZE, patch_size=32
+    )
+    model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24))
+    shake(model, 5)
+    path = tmp_path_factory.mktemp("reward") / "clip"
+    model.save_pretrained(path, safe_serialization=True)
+    processor(tokenizer).save_pretrained(path)
+    return path
+
+
+def settings(target: Path | str, kind: str = "pickscore") -> RewardModel:
+    return RewardModel.model_validate({"name": "pick", "kind": kind, "id": str(target)})
+
+
+def photo(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Gradients, edges and grain: what pictures are made of."""
+    rng = random.Random(seed)
+    ramp = np.linspace(0, 255, width)[None, :, None] * np.linspace(1, 0.2, height)[:, None, None]
+    image = Image.fromarray(np.broadcast_to(ramp, (height, width, 3)).astype(np.uint8))
+    pen = ImageDraw.Draw(image)
+    for _ in range(25):
+        x, y, r = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(4, min(height, width) / 4)
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=tuple(rng.randrange(256) for _ in range(3)))
+    grain = np.random.default_rng(seed).normal(0, 12, (height, width, 3))
+    return Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
+
+
+def tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
+
+
+@torch.no_grad()
+def published_score(folder: Path, tokenizer: CLIPTokenizer, prompt: str, images: list[Image.Image]) -> Tensor:
+    """The model card's `calc_probs`, up to the scores, line by line."""
+    model, both = CLIPModel.from_pretrained(folder).eval(), processor(tokenizer)
+    image_inputs = both(images=images, return_tensors="pt")
+    text_inputs = both(
+        text=prompt, padding=True, truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+    )
+    image_embs = model.get_image_features(**image_inputs).pooler_output
+    image_embs = image_embs / torch.norm(image_embs, dim=-1, keepdim=True)
+    text_embs = model.get_text_features(**text_inputs).pooler_output
+    text_embs = text_embs / torch.norm(text_embs, dim=-1, keepdim=True)
+    return model.logit_scale.exp() * (text_embs @ image_embs.T)[0]
+
+
+# --------------------------------------------------------------------------------------------------------- the score
+
+
+def test_the_score_is_the_published_one(folder: Path, tokenizer: CLIPTokenizer) -> None:
+    reward = load_reward(settings(folder), CPU)
+    images = [photo(SIZE, SIZE, seed) for seed in range(len(PROMPTS))]
+    expected = torch.stack(
+        [published_score(folder, tokenizer, p, [image])[0] for p, image in zip(PROMPTS, images, strict=True)]
+    )
+    got = reward.score(torch.stack([tensor(i) for i in images]), reward.prepare(PROMPTS), PROMPTS)
+    assert got.shape == (5,) and got.dtype == torch.float32
+    # Pictures of the model's own size go through no resampling: nothing but fp32 rounding is left.
+    assert (got - expected).abs().max() < 1e-4
+    scale = float(CLIPModel.from_pretrained(folder).logit_scale.detach().exp())
+    assert scale > 5 and got.abs().max() <= scale
+    assert expected.std() > 100 * 1e-4, "every prompt and picture scores the same"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_score_of_any_size_is_near_the_published_one(
+    folder: Path, tokenizer: CLIPTokenizer, shape: tuple[int, int]
+) -> None:
+    reward, image = load_reward(settings(folder), CPU), photo(*shape)
+    expected = published_score(folder, tokenizer, PROMPTS[0], [image])
+    got = reward.score(tensor(image)[None], reward.prepare(PROMPTS[:1]), PROMPTS[:1])
+    # PIL rounds to 8 bits after resampling, we do not: a thousandth of the score's range.
+    assert (got - expected).abs().max() < 0.015
+
+
+def test_prepared_is_only_a_cache(folder: Path) -> None:
+    reward = load_reward(settings(folder), CPU)
+    images = torch.stack([tensor(photo(96, 96, seed)) for seed in range(5)])
+    prepared = reward.prepare(PROMPTS)
+    assert not any(t.requires_grad for t in prepared.values()) and all(len(t) == 5 for t in prepared.values())
+    together = reward.score(images, prepared, PROMPTS)
+    stored = {name: torch.from_numpy(t.numpy().copy()) for name, t in prepared.items()}
+    assert torch.equal(reward.score(images, stored, PROMPTS), together)
+    for i in range(5):
+        alone = reward.score(images[i : i + 1], reward.prepare([PROMPTS[i]]), [PROMPTS[i]])
+        assert (alone - together[i]).abs().max() < 1e-4
+    shuffled = reward.score(images, reward.prepare(PROMPTS[::-1]), PROMPTS[::-1])
+    assert (shuffled - together).abs().max() > 0.01
+
+
+def test_gradients_reach_the_pictures(folder: Path) -> None:
+    reward = load_reward(settings(folder), CPU)
+    assert reward.differentiable
+    images = torch.stack([tensor(photo(64, 80, seed)) for seed in range(2)]) * 0.9 + 0.05
+    images[0, :, 0, 40] = 1.5
+    images.requires_grad_()
+    prepared = reward.prepare(PROMPTS[:2])
+    score = reward.score(images, prepared, PROMPTS[:2])
+    (gradient,) = torch.autograd.grad(score.sum(), images)
+    assert gradient.isfinite().all()
+    # The centre crop takes 64 of 80 columns; what lies outside [0, 1] is clamped.
+    assert (gradient[..., 12:-12] != 0).float().mean() > 0.99
+    assert (gradient[0, :, 0, 40] == 0).all()
+    # A step along the gradient gains what the gradient says.
+    step = 1e-3 * gradient / gradient.norm()
+    with torch.no_grad():
+        gain = reward.score(images + step, prepared, PROMPTS[:2]) - reward.score(images - step, prepared, PROMPTS[:2])
+    assert float(gain.sum()) == pytest.approx(2 * float((gradient * step).sum()), rel=0.05)
+
+
+# ------------------------------------------------------------------------------------------------------------ pixels
+
+
+def pil_pixels(tokenizer: CLIPTokenizer, image: Image.Image) -> Tensor:
+    return processor(tokenizer)(images=[image], return_tensors="pt")["pixel_values"]
+
+
+def unnormalised(pixels: Tensor) -> Tensor:
+    return pixels * torch.tensor(CLIP_STD).view(3, 1, 1) + torch.tensor(CLIP_MEAN).view(3, 1, 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pixels_are_within_two_thousandths_of_pil(tokenizer: CLIPTokenizer, shape: tuple[int, int]) -> None:
+    image = photo(*shape)
+    expected = unnormalised(pil_pixels(tokenizer, image))
+    got = unnormalised(clip_pixels(tensor(image)[None], SIZE))
+    assert got.shape == expected.shape == (1, 3, SIZE, SIZE)
+    assert float((got - expected).abs().mean()) <= 0.002
+    if min(shape) > 1.4 * SIZE:
+        # The same without antialias, where it matters: what this test is here to notice.
+        scale = SIZE / min(shape)
+        size = [int(shape[0] * scale), int(shape[1] * scale)]
+        rough = F.interpolate(tensor(image)[None], size, mode="bicubic", align_corners=False)
+        top, left = (size[0] - SIZE) // 2, (size[1] - SIZE) // 2
+        rough = rough[..., top : top + SIZE, left : left + SIZE].clamp(0, 1)
+        assert float((rough - expected).abs().mean()) > 0.01
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.sampled_from([16, 24, 64]))
+def test_every_size_of_picture_is_cropped_where_pil_crops(height: int, width: int, size: int) -> None:
+    """A ramp from one side to the other shows any shift of half a pixel."""
+    across = torch.linspace(0.1, 0.9, width).expand(3, height, width)
+    down = torch.linspace(0.1, 0.9, height)[:, None].expand(3, height, width)
+    pil = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    for ramp in (across, down):
+        image = Image.fromarray((ramp * 255).round().byte().permute(1, 2, 0).numpy())
+        expected = unnormalised(pil(images=[image], return_tensors="pt")["pixel_values"])
+        got = unnormalised(clip_pixels(tensor(image)[None], size))
+        assert got.shape == expected.shape
+        assert float((got - expected).abs().mean()) <= 0.003
+
+
+# ---------------------------------------------------------------------------------------------------- hashes, errors
+
+
+def test_the_hash_is_the_weights(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    shutil.copytree(folder, tmp_path / "nudged")
+    weights = tmp_path / "nudged" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    hashes = [load_reward(settings(path), CPU).hash for path in (folder, tmp_path / "copy", tmp_path / "nudged")]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert reward_hash(settings(folder)) == hashes[0], "the fingerprint and the model must agree"
+
+
+def refused(target: Path | str, kind: str = "pickscore") -> str:
+    with pytest.raises(UserError) as error:
+        load_reward(settings(target, kind), CPU)
+    message = str(error.value)
+    assert "\n" not in message and "pick" in message
+    return message
+
+
+def test_what_is_no_clip_model_is_refused(folder: Path, tokenizer: CLIPTokenizer, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty")
+    shutil.copytree(folder, tmp_path / "torn")
+    weights = tmp_path / "torn" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    refused(tmp_path / "torn")
+    # A text tower alone would be completed with random numbers, and score at random.
+    half = tmp_path / "half"
+    CLIPModel.from_pretrained(folder).text_model.save_pretrained(half)
+    processor(tokenizer).save_pretrained(half)
+    refused(half)
+
+
+MODULE = """
+import numpy as np
+CONSTANT = 3
+def brightness(images, prompts):
+    assert images.dtype == np.float32 and images.min() >= 0 and images.max() <= 1
+    assert np.allclose(images * 255, np.round(images * 255), atol=1e-4)
+    return [np.nan if p == "?" else i.mean() for i, p in zip(images, prompts)]
+def too_few(images, prompts):
+    return [0.0]
+"""
+
+
+def test_a_callable_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "judge_of_mine.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    reward = load_reward(settings("judge_of_mine:brightness", "callable"), CPU)
+    assert not reward.differentiable and reward.prepare(["a"]) == {}
+    images = torch.tensor([[-0.5, 0.2], [0.5, 1.5]])[:, None, None, :].expand(2, 3, 4, 2).requires_grad_()
+    got = reward.score(images, {}, ["a", "b"])
+    assert torch.allclose(got, torch.tensor([0.1, (128 / 255 + 1) / 2]))
+    assert not got.requires_grad and reward.score(images, {}, ["?", "b"]).isnan().tolist() == [True, False]
+    wrong = load_reward(settings("judge_of_mine:too_few", "callable"), CPU)
+    with pytest.raises(UserError, match="expected 2 scores") as error:
+        wrong.score(images, {}, ["a", "b"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "judge_of_mine:absent",
+        "judge_of_mine:CONSTANT",
+        "judge_of_mine",
+        "no_such_module_here:f",
+        "judge_of_mine.below:f",
+        "broken_judge:f",
+        ".judge_of_mine:f",
+        ":f",
+        ":",
+        "",
+    ],
+)
+def test_a_callable_that_is_none_is_one_line(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "judge_of_mine.py").write_text(MODULE)
+    (tmp_path / "broken_judge.py").write_text("def f(:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    refused(target, "callable")
