@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect import get_run_logger, task
@@ -66,13 +66,16 @@ RETRIED: dict[str, Any] = {
 
 
 @task(name="stage", task_run_name="{stage}", **RETRIED)
-def stage_task(stage: str, settings: Settings, with_upstream: bool = False) -> Result:
-    """Runs one stage, and shows its counts or its arms as a table."""
-    from pahi.stages import run_stage
+def stage_task(stage: str, settings: Settings, with_upstream: bool = False, pipeline: bool = False) -> Result:
+    """Runs one stage, and shows its counts or arms as a table. In a pipeline, a grown dataset keeps its predictor."""
+    from pahi.stages.run import run_next, run_stage
 
     logger = get_run_logger()
     progress = _Progress(settings.name)
-    result = run_stage(stage, settings, with_upstream=with_upstream, progress=progress)
+    if pipeline:
+        result = run_next(stage, settings, progress=progress)
+    else:
+        result = run_stage(stage, settings, with_upstream=with_upstream, progress=progress)
     progress.close()
     how = "found finished" if result["skipped"] else f"finished in {result['seconds']:.1f} s"
     logger.info("%s %s: %s", stage, how, result["url"])
@@ -145,7 +148,7 @@ class _Progress:
                 update_progress_artifact(self.artifacts[stage], progress=percent, description=description)
             else:
                 key = artifact_key(self.dataset, stage, "progress")
-                self.artifacts[stage] = create_progress_artifact(percent, key=key, description=description)
+                self.artifacts[stage] = cast(UUID, create_progress_artifact(percent, key=key, description=description))
 
     def close(self) -> None:
         """A stage that is finished shows as finished."""

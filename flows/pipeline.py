@@ -1,6 +1,6 @@
 """pahi/pipeline: every stage in order, then the report.
 
-The stages are tasks of one flow run in one process, so that models stay loaded and a finished stage costs nothing.
+The stages are tasks of one flow run in one process: a finished stage costs next to nothing.
 """
 
 from prefect import flow
@@ -18,5 +18,5 @@ def pipeline(settings: Settings = DEFAULT) -> list[Result]:
     """
     from pahi.stages import STAGES
 
-    results = [stage_task.with_options(name=stage)(stage, settings) for stage in STAGES]
+    results = [stage_task.with_options(name=stage)(stage, settings, pipeline=True) for stage in STAGES]
     return [*results, report_task(settings, results)]

@@ -35,6 +35,7 @@ PREFECT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_EXTRA_LOGGERS": "pahi",
 }
+ARMS = "Uplift over the same noise, in within-prompt standard deviations of each reward [95% interval]"
 INTERRUPTED = "interrupted: run the same command again to continue"
 
 app = typer.Typer(

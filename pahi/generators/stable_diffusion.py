@@ -33,6 +33,9 @@ class StableDiffusion:
             raise UserError(
                 f"{model_id}: timestep_spacing is {scheduler.config.timestep_spacing!r}, expected 'trailing'"
             )
+        # One step that stops short of sigma = 0 is not the formula above.
+        if getattr(scheduler.config, "final_sigmas_type", "zero") != "zero":
+            raise UserError(f"{model_id}: final_sigmas_type is {scheduler.config.final_sigmas_type!r}, expected 'zero'")
         if scheduler.config.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise UserError(f"{model_id}: prediction_type {scheduler.config.prediction_type!r} is not supported")
         self.id, self.hash = model_id, weights_hash

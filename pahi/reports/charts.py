@@ -39,6 +39,16 @@ def nice_ticks(low: float, high: float, n: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
+def axis(low: float, high: float, n: int = 5) -> tuple[float, float, list[float]]:
+    """An axis with a little air around [low, high], and the round numbers on it."""
+    if not high > low:
+        pad = abs(low) * 0.1 or 1.0
+        low, high = low - pad, high + pad
+    air = 0.05 * (high - low)
+    low, high = low - air, high + air
+    return low, high, [tick for tick in nice_ticks(low, high, n) if low <= tick <= high]
+
+
 def interval_bar(uplift: Any, low: float, high: float, kind: str) -> Markup:
     """One interval on the axis that all rows of a column share. The numbers stand beside it."""
     u = interval(uplift)
@@ -94,8 +104,7 @@ def compute_plot(arms: Sequence[dict[str, Any]], reward: str, limits: tuple[floa
     if not rows:
         return Markup("")
     width, height, left, right, top, bottom = 520.0, 330.0, 52.0, 14.0, 14.0, 46.0
-    ticks = nice_ticks(*limits)
-    low, high = ticks[0], ticks[-1]
+    low, high, ticks = axis(*limits, 6)
 
     def y(v: float) -> float:
         return top + (height - top - bottom) * (high - v) / (high - low)
@@ -103,7 +112,7 @@ def compute_plot(arms: Sequence[dict[str, Any]], reward: str, limits: tuple[floa
     groups = sorted({calls for calls, _, _ in rows})
     slot = (width - left - right) / len(groups)
     svg = _y_axis(ticks, y, left, width - right)
-    svg.append(f'<text class="axis" x="{left}" y="{y(0) - 7:.1f}" dx="6">standard noise</text>')
+    svg.append(f'<text class="axis" x="{width - right}" y="{y(0) - 6:.1f}" text-anchor="end">standard noise</text>')
     alternatives = []
     for g, calls in enumerate(groups):
         x0 = left + slot * g
@@ -121,7 +130,8 @@ def compute_plot(arms: Sequence[dict[str, Any]], reward: str, limits: tuple[floa
             x, value, kind = start + step * (len(members) - 1 - i), u["value"] or 0.0, arm_class(arm.get("arm"))
             if u["low"] is not None and u["high"] is not None:
                 svg.append(
-                    f'<line class="stem {kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{y(u["low"]):.1f}" y2="{y(u["high"]):.1f}"/>'
+                    f'<line class="stem {kind}" x1="{x:.1f}" x2="{x:.1f}"'
+                    f' y1="{y(u["low"]):.1f}" y2="{y(u["high"]):.1f}"/>'
                 )
             svg.append(mark(kind, arm.get("arm"), x, y(value)))
             labels.append((y(value), short_name(arm), signed(value), kind, x))
@@ -130,9 +140,7 @@ def compute_plot(arms: Sequence[dict[str, Any]], reward: str, limits: tuple[floa
         placed = _spread([label[0] for label in labels], 17.0, top + 6, y(low) - 4)
         for ly, (py, text, value_text, kind, px) in zip(placed, labels, strict=True):
             if abs(ly - py) > 3 or tx - px > 24:
-                svg.append(
-                    f'<line class="leader" x1="{px + 9:.1f}" x2="{tx - 4:.1f}" y1="{py:.1f}" y2="{ly:.1f}"/>'
-                )
+                svg.append(f'<line class="leader" x1="{px + 9:.1f}" x2="{tx - 4:.1f}" y1="{py:.1f}" y2="{ly:.1f}"/>')
             svg.append(
                 f'<text class="label {kind}" x="{tx:.1f}" y="{ly + 4:.1f}">{escape(text)} '
                 f'<tspan class="value">{value_text}</tspan></text>'
@@ -149,8 +157,7 @@ def line_chart(name: str, phases: dict[str, list[tuple[float, float]]]) -> Marku
     width, height, left, right, top, bottom = 340.0, 190.0, 46.0, 12.0, 10.0, 26.0
     xs = [p[0] for points in phases.values() for p in points]
     ys = [p[1] for points in phases.values() for p in points]
-    ticks = nice_ticks(min(ys), max(ys), 4)
-    low, high = ticks[0], ticks[-1]
+    low, high, ticks = axis(min(ys), max(ys), 4)
     x_low, x_high = min(xs), max(xs)
 
     def x(v: float) -> float:
@@ -190,11 +197,8 @@ def histogram(name: str, samples: dict[str, Sequence[Any]], bins: int = 32) -> M
     data = {arm: values for arm, values in data.items() if values}
     if not data:
         return Markup("")
-    width, height, left, right, top, bottom = 420.0, 210.0, 12.0, 12.0, 22.0, 28.0
-    ticks = nice_ticks(min(map(min, data.values())), max(map(max, data.values())), 6)
-    low, high = min(map(min, data.values())), max(map(max, data.values()))
-    if not high > low:
-        low, high = ticks[0], ticks[-1]
+    width, height, left, right, top, bottom = 520.0, 220.0, 12.0, 12.0, 22.0, 28.0
+    low, high, ticks = axis(min(map(min, data.values())), max(map(max, data.values())), 6)
     heights: dict[str, list[float]] = {}
     for arm, values in data.items():
         counts = [0.0] * bins
@@ -226,9 +230,7 @@ def histogram(name: str, samples: dict[str, Sequence[Any]], bins: int = 32) -> M
         svg.append(f'<polygon class="area {kind}" points="{" ".join(edge)}"/>')
         mean = sum(data[arm]) / len(data[arm])
         said.append(f"{arm}: mean {short(round(mean, 4))} of {len(data[arm])} pictures")
-        svg.append(
-            f'<line class="mean {kind}" x1="{x(mean):.1f}" x2="{x(mean):.1f}" y1="{top - 8}" y2="{y(0):.1f}"/>'
-        )
+        svg.append(f'<line class="mean {kind}" x1="{x(mean):.1f}" x2="{x(mean):.1f}" y1="{top - 8}" y2="{y(0):.1f}"/>')
     return _svg(svg, width, height, f"Distribution of {name}. " + "; ".join(said))
 
 

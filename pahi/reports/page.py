@@ -1,8 +1,9 @@
-"""The report: measured numbers in, one HTML page out. Nothing here computes a result; it only shows what it is given."""
+"""The report: measured numbers in, one HTML page out. Nothing here computes a result; it shows what it is given."""
 
 import base64
 import io
 import json
+import math
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -41,20 +42,22 @@ def build_report(data: dict[str, Any]) -> str:
         [((arm.get("rewards") or {}).get(name) or {}).get("uplift") for arm in arms for name in scaled]
     )
     rows, pictures = _gallery(data.get("gallery") or [])
+    hero, result = _hero(rows, pictures), verdict.judge(evaluate)
     plots = [(name, roles[name], charts.compute_plot(arms, name, limits)) for name in scaled]
     return _template().render(
         data=data,
         evaluate=evaluate,
         arms=arms,
         main=verdict.main_arm(arms),
-        verdict=verdict.judge(evaluate),
+        verdict=result,
         figures=_figures(arms, roles),
         roles=roles,
         scaled=scaled,
         judges=judges,
         limits=limits,
         plots=[plot for plot in plots if plot[2]],
-        hero=_hero(rows, pictures),
+        hero=hero,
+        shown=next((p for p in hero if p["label"] == "Median" and result.tone != "good"), hero[0] if hero else None),
         gallery=rows,
         kinds=_kinds(rows),
         blob=_json({"rows": rows, "units": evaluate.get("units") or {}, "redraw": data.get("redraw") or ""}),
@@ -164,7 +167,7 @@ def _figures(arms: list[dict[str, Any]], roles: dict[str, str]) -> list[dict[str
 
 def _gallery(gallery: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows without pictures, best first, and the pictures as data URIs: two a row, in the rows' order."""
-    ordered = sorted(gallery, key=lambda r: -(text.finite(r.get("uplift")) or 0.0))
+    ordered = sorted(gallery, key=lambda r: -_uplift(r, -math.inf))
     rows, pictures = [], []
     for row in ordered:
         before, after = _picture(row.get("before")), _picture(row.get("after"))
@@ -183,6 +186,11 @@ def _gallery(gallery: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[
     return rows, pictures
 
 
+def _uplift(row: dict[str, Any], otherwise: float) -> float:
+    found = text.finite(row.get("uplift"))
+    return otherwise if found is None else found
+
+
 def _picture(content: Any) -> tuple[str, int]:
     """A data URI and the width in pixels; ("", 0) for what is no picture."""
     if not isinstance(content, (bytes, bytearray)):
@@ -199,11 +207,7 @@ def _picture(content: Any) -> tuple[str, int]:
 
 def _hero(rows: list[dict[str, Any]], pictures: list[str]) -> list[dict[str, Any]]:
     """Pairs from the whole range of uplift, so that the best one does not speak for all."""
-    shown = [
-        i
-        for i, row in enumerate(rows)
-        if row["uplift"] is not None and pictures[2 * i] and pictures[2 * i + 1]
-    ]
+    shown = [i for i, row in enumerate(rows) if row["uplift"] is not None and pictures[2 * i] and pictures[2 * i + 1]]
     if not shown:
         return []
     last = len(shown) - 1
@@ -227,10 +231,9 @@ def _kinds(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
     return sorted(counts.items())
 
 
-def _by_kind(
-    evaluate: dict[str, Any], arms: list[dict[str, Any]], roles: dict[str, str]
-) -> list[dict[str, Any]]:
-    """One table a reward: kinds down, arms across; the tint's strength is the share of the largest absolute value."""
+def _by_kind(evaluate: dict[str, Any], arms: list[dict[str, Any]], roles: dict[str, str]) -> list[dict[str, Any]]:
+    """One table a reward: kinds down, arms across; the tint is 0 to 100, by distance from zero (a
+    judge: from the lowest share)."""
     by_kind: dict[str, Any] = evaluate.get("by_kind") or {}
     labels = {arm.get("arm"): arm.get("label") or arm.get("arm") for arm in arms}
     tables = []
@@ -246,14 +249,16 @@ def _by_kind(
         values = {
             kind: [text.finite((row.get(name) or {}).get(reward)) for name in names] for kind, row in by_kind.items()
         }
-        top = max((abs(v) for row in values.values() for v in row if v is not None), default=1.0) or 1.0
+        known = [v for row in values.values() for v in row if v is not None]
+        base = min(known) if role == "judge" else 0.0
+        top = max(abs(v - base) for v in known) or 1.0
         tables.append(
             {
                 "reward": reward,
                 "role": role,
                 "arms": [(name, labels.get(name) or name) for name in names],
                 "rows": [
-                    (kind, [(v, 0 if v is None else round(100 * abs(v) / top)) for v in row])
+                    (kind, [(v, 0 if v is None else round(100 * abs(v - base) / top)) for v in row])
                     for kind, row in values.items()
                 ],
             }

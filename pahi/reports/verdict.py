@@ -67,9 +67,7 @@ def judge(evaluate: dict[str, Any]) -> Verdict:
 
     if not train_effects and not held_effects:
         tone, headline = "none", "No uplift was measured."
-    elif "down" in train_effects:
-        tone, headline = "bad", f"{name} made the pictures worse."
-    elif "up" not in train_effects and "down" in held_effects:
+    elif "down" in train_effects or ("up" not in train_effects and "down" in held_effects):
         tone, headline = "bad", f"{name} made the pictures worse."
     elif "up" not in train_effects or "unclear" in train_effects:
         tone, headline = "mixed", "No clear gain."
@@ -119,9 +117,7 @@ def _judges(arms: list[dict[str, Any]], arm: dict[str, Any]) -> list[dict[str, s
     return found
 
 
-def _notes(
-    arms: list[dict[str, Any]], arm: dict[str, Any], name: str, train: dict[str, dict[str, Any]]
-) -> list[str]:
+def _notes(arms: list[dict[str, Any]], arm: dict[str, Any], name: str, train: dict[str, dict[str, Any]]) -> list[str]:
     notes = []
     reward = next(iter(train), None)
     mine = interval((train.get(reward) or {}).get("uplift")) if reward else None

@@ -1,9 +1,9 @@
 """How the tiny world's models were made: `python -m pahi.tiny.train all --work DIR --out pahi/tiny/weights`.
 
     vae       AutoencoderKL, 64x64x3 <-> 4x16x16, L1 + KL
-    teacher   flow matching on its latents, x0-prediction with the velocity's loss; the CLIP text encoder with it
-    pairs     (noise, prompt) -> the teacher's picture after 10 Heun steps
-    student   one step by regression on those pairs, in the layout of SD-Turbo (trailing Euler, prediction "sample")
+    pairs     (noise, prompt) -> the scene that the noise stands for, by a fixed reading of its low frequencies
+    student   one step by regression on those pairs, in the layout of SD-Turbo (trailing Euler, prediction "sample"),
+              and the CLIP text encoder with it
     reward    two CLIP models with PickScore's loss, from different seeds and scenes; the second is kept held out
 
 Every part is seeded, saves its state as it goes and continues where it was stopped. Only training specs are used.
@@ -21,7 +21,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from PIL import ImageFilter
+from PIL import Image, ImageFilter
+from scipy.ndimage import gaussian_filter
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import (
@@ -256,87 +257,75 @@ def train_vae(work: Path, steps: int = 2600) -> AutoencoderKL:
     return vae
 
 
-def train_teacher(work: Path, steps: int = 3000) -> nn.ModuleDict:
-    vae = train_vae(work)
-    latents = torch.load(work / "latents.pt", weights_only=True) * vae.config.scaling_factor
-    specs = sample_specs(24_000, 1)
+def scene_of(spec: scenes.Spec, z: np.ndarray) -> Image.Image:
+    """The scene that noise z (4, 16, 16) stands for: what the spec leaves free is read off low frequencies of z.
+
+    The shape lies where channel 0 is highest, within what the prompt allows; size and colour follow channels 1 and 2
+    there, the background channel 3 as a whole. So z ~ N(0, I) gives every scene its due share, as a diffusion model's
+    noise does, and noise with two almost equal peaks asks for two pictures at once: a network will blur them.
+    """
+
+    def uniform(value: float) -> float:
+        return 0.5 * (1 + math.erf(value / math.sqrt(2)))
+
+    field = gaussian_filter(z[0], 1.5)
+    cells = (np.arange(16) + 0.5) * 4
+    largest = scenes.SIZES[spec.size or "large"][1]
+    allowed = np.ones((16, 16), bool)
+    inside = (cells > largest + 2) & (cells < scenes.SIZE - largest - 2)
+    allowed &= inside[:, None] & inside[None, :]
+    if spec.place in ("left", "right"):
+        allowed &= (cells < 28 if spec.place == "left" else cells > 36)[None, :]
+    if spec.place in ("top", "bottom"):
+        allowed &= (cells < 28 if spec.place == "top" else cells > 36)[:, None]
+    y, x = np.unravel_index(np.where(allowed, field, -np.inf).argmax(), field.shape)
+    u = uniform(gaussian_filter(z[1], 2.0)[y, x] / 0.141)
+    size, u = (spec.size, u) if spec.size else ("small", 2 * u) if u < 0.5 else ("large", 2 * u - 1)
+    low, high = scenes.SIZES[size]
+    color = spec.color or list(scenes.COLORS)[min(7, int(8 * uniform(gaussian_filter(z[2], 2.0)[y, x] / 0.141)))]
+    background = spec.background or list(scenes.BACKGROUNDS)[min(2, int(3 * uniform(z[3].mean() * 16)))]
+    return scenes.draw(
+        spec.shape, cells[x], cells[y], low + u * (high - low), scenes.COLORS[color], scenes.BACKGROUNDS[background]
+    )
+
+
+def pair_noise(count: int) -> Tensor:
+    return torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(79))
+
+
+def make_pairs(work: Path, count: int = 24_000) -> Tensor:
+    """The unscaled latents (count, 4, 16, 16) of the scenes that `pair_noise` stands for."""
+    path = work / f"pairs-{count}.pt"
+    if not path.exists():
+        vae, noise = train_vae(work), pair_noise(count).numpy()
+        chunks = []
+        specs = sample_specs(count, 78)
+        for start in range(0, count, 256):
+            part = range(start, min(start + 256, count))
+            pictures = to_tensor([scene_of(specs[i], noise[i]) for i in part])
+            with torch.no_grad():
+                chunks.append(vae.encode(pictures.float() / 127.5 - 1).latent_dist.mode())
+        torch.save(torch.cat(chunks), path)
+    return torch.load(path, weights_only=True)
+
+
+def train_student(work: Path, steps: int = 3000, count: int = 24_000) -> nn.ModuleDict:
+    """One step from noise to the scene it stands for; the text encoder is learned with it."""
+    x0 = make_pairs(work, count) * train_vae(work).config.scaling_factor
+    noise, specs = pair_noise(count), sample_specs(count, 78)
     tokenizer, rng = build_tokenizer(), random.Random(2)
     ids = torch.stack([tokens(tokenizer, [scenes.wording(s, rng) for s in specs]) for _ in range(4)])  # (4, n, T)
     modules = nn.ModuleDict({"unet": build_unet(), "text": CLIPTextModel(text_config(tokenizer))})
-    loop = Loop("teacher", work, modules, steps, 1.5e-3)
-    while loop.step < steps:
-        g = loop.generator()
-        index = torch.randint(len(latents), (64,), generator=g)
-        x0 = latents[index]
-        embeds = modules["text"](ids[torch.randint(4, (64,), generator=g), index]).last_hidden_state
-        # Half of the times at the noisy end, where the one-step student will live.
-        t = torch.where(torch.rand(64, generator=g) < 0.5, torch.rand(64, generator=g).sqrt(), torch.rand(64, generator=g))
-        t = t.clamp(0.02, 1)
-        z = torch.randn(x0.shape, generator=g)
-        xt = (1 - t).view(-1, 1, 1, 1) * x0 + t.view(-1, 1, 1, 1) * z
-        out = modules["unet"](xt, 999 * t, embeds).sample
-        # v = (x_t - x0) / t, so the velocity's error is the error of x0 over t.
-        loop.update(((out - x0).square().mean((1, 2, 3)) / t.clamp(min=0.1).square()).mean())
-    return loop.averaged()
-
-
-@torch.no_grad()
-def teacher_sample(unet: nn.Module, embeds: Tensor, z: Tensor, steps: int = 10) -> Tensor:
-    """Heun's method from t = 1 to 0, x0-prediction: (n, 4, 16, 16) -> (n, 4, 16, 16)."""
-    times = torch.linspace(1, 0, steps + 1) ** 1.2
-    x = z
-    for now, after in zip(times[:-1], times[1:], strict=True):
-        velocity = (x - unet(x, 999 * now, embeds).sample) / now
-        ahead = x + (after - now) * velocity
-        if after > 0:
-            velocity = (velocity + (ahead - unet(ahead, 999 * after, embeds).sample) / after) / 2
-            ahead = x + (after - now) * velocity
-        x = ahead
-    return x
-
-
-def make_pairs(work: Path, count: int = 7_000, chunk: int = 500) -> tuple[Tensor, Tensor]:
-    """(ids, x0) of `count` noises, whose own randomness is a function of their chunk."""
-    teacher = train_teacher(work)
-    tokenizer = build_tokenizer()
-    ids_all, x0_all = [], []
-    for start in range(0, count, chunk):
-        path = work / f"pairs-{start}.pt"
-        if not path.exists():
-            rng = random.Random(start + 77)
-            ids = tokens(tokenizer, [scenes.wording(s, rng) for s in sample_specs(chunk, start + 78)])
-            with torch.no_grad():
-                embeds = teacher["text"](ids).last_hidden_state
-            torch.save({"ids": ids, "x0": teacher_sample(teacher["unet"], embeds, pair_noise(start, chunk))}, path)
-            print(f"pairs {start + chunk}/{count}", flush=True)
-        got = torch.load(path, weights_only=True)
-        ids_all.append(got["ids"])
-        x0_all.append(got["x0"])
-    return torch.cat(ids_all), torch.cat(x0_all)
-
-
-def pair_noise(start: int, chunk: int) -> Tensor:
-    return torch.randn(chunk, 4, 16, 16, generator=torch.Generator().manual_seed(start + 79))
-
-
-def train_student(work: Path, steps: int = 2200, pairs: int = 7_000) -> nn.ModuleDict:
-    ids, x0 = make_pairs(work, pairs)
-    noise = torch.cat([pair_noise(start, 500) for start in range(0, pairs, 500)])
-    teacher = train_teacher(work)
-    loop = Loop("student", work, nn.ModuleDict({"unet": build_unet()}), steps, 1e-3)
-    if loop.step == 0:
-        loop.modules["unet"].load_state_dict(teacher["unet"].state_dict())
-        loop.average.module.load_state_dict(loop.modules.state_dict())
-    with torch.no_grad():
-        embeds = torch.cat([teacher["text"](batch).last_hidden_state for batch in ids.split(1000)])
+    loop = Loop("student", work, modules, steps, 2e-3)
     sigma = float(EulerDiscreteScheduler(**EULER).init_noise_sigma)
     while loop.step < steps:
-        index = torch.randint(len(ids), (64,), generator=loop.generator())
-        z = noise[index] * sigma / (sigma**2 + 1) ** 0.5
-        out = loop.modules["unet"](z, 999, embeds[index]).sample
+        g = loop.generator()
+        index = torch.randint(count, (48,), generator=g)
+        embeds = modules["text"](ids[torch.randint(4, (48,), generator=g), index]).last_hidden_state
+        out = modules["unet"](noise[index] * sigma / (sigma**2 + 1) ** 0.5, 999, embeds).sample
         # Between L2, whose optimum is a blur of what it cannot tell apart, and L1.
         loop.update((((out - x0[index]).square() + 0.01).sqrt() - 0.1).mean())
-    return nn.ModuleDict({"unet": loop.averaged()["unet"], "text": teacher["text"]})
+    return loop.averaged()
 
 
 def export_generator(work: Path, out: Path) -> None:
@@ -358,10 +347,8 @@ def export_generator(work: Path, out: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- the rewards
 
 
-def spoil(spec: scenes.Spec, right, other, rng: random.Random):  # noqa: ANN001, ANN201
+def spoil(spec: scenes.Spec, right: Image.Image, other: Image.Image, rng: random.Random) -> Image.Image:
     """A picture worse than `right` for `spec`: a wrong attribute, or the right scene damaged."""
-    from PIL import Image
-
     way = rng.choice(["wrong", "wrong", "wrong", "wrong", "ghost", "blur", "noise", "smear"])
     if way == "wrong":
         return scenes.render(scenes.corrupt(spec, rng), rng)
@@ -438,7 +425,7 @@ def train_reward(work: Path, out: Path, name: str, seed: int, steps: int = 2000)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=["vae", "teacher", "pairs", "student", "reward", "all"])
+    parser.add_argument("part", choices=["vae", "pairs", "student", "reward", "all"])
     parser.add_argument("--work", type=Path, default=Path("build/tiny"))
     parser.add_argument("--out", type=Path, default=Path("pahi/tiny/weights"))
     args = parser.parse_args()
@@ -446,8 +433,6 @@ def main() -> None:
     torch.manual_seed(0)
     if args.part == "vae":
         train_vae(args.work)
-    elif args.part == "teacher":
-        train_teacher(args.work)
     elif args.part == "pairs":
         make_pairs(args.work)
     if args.part in ("student", "all"):

@@ -349,7 +349,8 @@ def test_datasets_reads_tensor_columns(tmp_path: Path) -> None:
     shape = (4, 2, 3)
     values = np.random.default_rng(0).normal(size=(5, *shape)).astype(np.float16)
     schema = schemas.noise_schema(shape)
-    columns = [pa.array([f"p{i}" for i in range(5)]), *(schemas.tensor_column(values, schema.field(n).type) for n in ("mu", "sigma"))]  # fmt: skip
+    columns = [pa.array([f"p{i}" for i in range(5)])]
+    columns += [schemas.tensor_column(values, schema.field(name).type) for name in ("mu", "sigma")]
     path = tmp_path / "noise.parquet"
     path.write_bytes(parquet_bytes(pa.table(columns, schema=schema)))
     data = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def published(
     """A pipeline's folder, made once for each scheduler."""
     made: dict[str, Path] = {}
 
-    def save(scheduler: type, prediction: str, **config: str) -> Path:
+    def save(scheduler: type, prediction: str, **config: Any) -> Path:
         key = f"{scheduler.__name__}-{prediction}-{config}"
         if key not in made:
             config = {"timestep_spacing": "trailing", **config}
@@ -160,6 +161,30 @@ def test_the_picture_is_diffusers_own(published: Callable[..., Path], scheduler:
     assert off() > FAR
     generator.vae.register_to_config(scaling_factor=0.37)
     assert off() < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"use_karras_sigmas": True},
+        {"rescale_betas_zero_snr": True},
+        {"timestep_type": "continuous"},
+        {"final_sigmas_type": "sigma_min"},
+    ],
+    ids=lambda config: next(iter(config)),
+)
+def test_less_usual_configurations_are_drawn_right_or_refused(published: Callable[..., Path], config: Any) -> None:
+    folder = published(EulerDiscreteScheduler, "v_prediction", **config)
+    try:
+        generator = load(folder)
+    except UserError as error:
+        assert next(iter(config)) in str(error) and "\n" not in str(error)
+        return
+    z = noise(generator, 2)
+    expected, got = theirs(folder, PROMPTS[:2], z), draw(generator, PROMPTS[:2], z)
+    # diffusers goes from x_T to x_0 by adding, so that the rounding of x_T (sigma 4096 without SNR) stays in its x_0.
+    tolerance = TOLERANCE * max(1, generator.sigma / 15)
+    assert (got.clamp(0, 1) - expected).abs().max() < tolerance
 
 
 @pytest.mark.parametrize(("scheduler", "prediction"), CASES, ids=IDS)

@@ -173,8 +173,9 @@ def test_a_row_that_cannot_be_used_says_why(write):
     assert [r.error for r in found] == [
         None, "not JSON", "empty", "no text", "no text", "no text", "no text", "not utf-8", "not utf-8", "empty"
     ]  # fmt: skip
-    found = rows(write("a.csv", b"prompt,id\na,1\n\n,2\n\xff,3\n"))
-    assert [(r.row, r.error) for r in found] == [(1, None), (2, "empty"), (3, "empty"), (4, "not utf-8")]
+    found = rows(write("a.csv", b"prompt,id\na,1\n\n,2\n\xff,3\nb,\xff\nc,5\n"))
+    assert [r.row for r in found] == [1, 2, 3, 4, 5, 6]
+    assert [r.error for r in found] == [None, "empty", "empty", "not utf-8", "not utf-8", None]
     assert [r.error for r in rows(write("a.json", '["a", null, 3, {}, {"text": ["b"]}]'))] == [None, *["no text"] * 4]
     for row in found:
         (row.text or "").encode()
