@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pahi.tiny.oracle import judge, judge_batch, parse
-from pahi.tiny.scenes import COLORS, SHAPES, Spec, all_specs, corrupt, render, wording
+from pahi.tiny.scenes import BACKGROUNDS, COLORS, SHAPES, Spec, all_specs, corrupt, draw, render, wording
 from pahi.tiny.train import KIND_WEIGHTS
 
 PER_KIND = 300
@@ -65,6 +65,14 @@ def test_what_is_no_scene_is_never_right() -> None:
         two.paste(picture.resize((32, 64)), (0, 0))
         two.paste(other.resize((32, 64)), (32, 0))
         assert not right(two, spec)
+
+
+def test_a_second_shape_is_one_too_many() -> None:
+    for name, color in COLORS.items():
+        image = draw("circle", 20, 20, 15, color, BACKGROUNDS["white"])
+        assert right(image, Spec("circle", name))
+        image.paste(draw("square", 32, 32, 16, color, BACKGROUNDS["white"]).crop((20, 20, 38, 38)), (44, 44))
+        assert not right(image, Spec("circle", name))
 
 
 def test_small_damage_is_forgiven() -> None:
