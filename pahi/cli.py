@@ -362,7 +362,9 @@ def main(arguments: list[str] | None = None) -> None:
 def call(arguments: list[str]) -> int:
     """A command's exit code; what went wrong is one line on standard error."""
     try:
-        return int(app(arguments, prog_name="pahi", standalone_mode=False) or 0)
+        code = int(app(arguments, prog_name="pahi", standalone_mode=False) or 0)
+        # Typer turns an interrupt into this code, without a word.
+        return _fail(INTERRUPTED, 130) if code == 130 else code
     except (KeyboardInterrupt, typer.Abort):
         return _fail(INTERRUPTED, 130)
     except typer.Exit as error:

@@ -13,19 +13,21 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pahi.errors import UserError
 
-RUNTIME = {"runtime": True}
+RUNTIME: dict[str, Any] = {"runtime": True}
 
 
 class Tree(BaseModel):
     """A part of the settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
     def fingerprinted(self) -> dict[str, Any]:
         """What changes the output, as JSON."""
         runtime = {name for name, field in type(self).model_fields.items() if field.json_schema_extra == RUNTIME}
         return {
-            name: value.fingerprinted() if isinstance(value, Tree) else json.loads(self.model_dump_json(include={name}))[name]
+            name: value.fingerprinted()
+            if isinstance(value, Tree)
+            else json.loads(self.model_dump_json(include={name}))[name]
             for name, value in ((n, getattr(self, n)) for n in type(self).model_fields if n not in runtime)
         }
 
@@ -125,7 +127,9 @@ class Evaluate(Tree):
 
     prompts: int | None = Field(150, ge=1, description="At most this many test prompts.")
     seeds: int = Field(4, ge=2, description="Pictures a prompt and arm.")
-    best_of: list[int] = Field(default_factory=lambda: [4], description="Baselines: the best of N by the training reward.")
+    best_of: list[int] = Field(
+        default_factory=lambda: [4], description="Baselines: the best of N by the training reward."
+    )
     bootstrap: int = Field(2000, ge=100, description="Resamples of the confidence intervals.")
     shard_rows: int = Field(64, ge=1, description="Prompts a shard.")
     batch_size: int = Field(32, ge=1, description="Pictures at once.")

@@ -17,7 +17,8 @@ def arm_rows(result: dict[str, Any]) -> list[Row]:
     rows = []
     for arm in result["summary"]["arms"]:
         row: Row = {"arm": arm["arm"].replace("_", " ")}
-        for name, reward in arm["rewards"].items():
+        # What trained first, then what judges it: manifests sort by name.
+        for name, reward in sorted(arm["rewards"].items(), key=lambda item: list(ROLES).index(item[1]["role"])):
             title = f"{name} ({ROLES[reward['role']]})"
             if reward["role"] == "judge":
                 row[title] = percent(reward["mean"])

@@ -119,9 +119,9 @@ class Output:
     def commit_shard(
         self, shard: str, build: Callable[[], tuple[Tables, dict[str, Any]]], row_group_rows: int | None = None
     ) -> dict[str, Any]:
-        """Writes a shard's tables, then its manifest; does nothing when that is there. `build` is called only if needed.
+        """Writes a shard's tables, then its manifest; does nothing when that is there.
 
-        `build` returns the tables by name and the shard's own small statistics.
+        `build`, called only if needed, returns the tables by name and the shard's own small statistics.
         """
         done = self.shard_manifest(shard)
         if done is not None:
@@ -210,7 +210,9 @@ def parquet_bytes(table: pa.Table, row_group_rows: int | None = None) -> bytes:
     plain = [
         field.name
         for field in table.schema
-        if not (pa.types.is_binary(field.type) or pa.types.is_struct(field.type) or pa.types.is_fixed_size_list(field.type))
+        if not (
+            pa.types.is_binary(field.type) or pa.types.is_struct(field.type) or pa.types.is_fixed_size_list(field.type)
+        )
     ]
     sink = io.BytesIO()
     pq.write_table(

@@ -46,7 +46,9 @@ PROMPTS = pa.schema(
         field("source", pa.string(), "name of the source"),
         field("row", pa.int64(), "row of the source, counted from 1, its header not counted"),
         field("kind", pa.string(), "the source's own category of the prompt", nullable=True),
-        field("group", pa.string(), "what must not be divided between splits; the prompt_id where the source names none"),
+        field(
+            "group", pa.string(), "what must not be divided between splits; the prompt_id where the source names none"
+        ),
         field("split", pa.string(), "train, validation or test"),
         field("flags", pa.list_(pa.string()), "what cleaning changed"),
     ]
@@ -58,7 +60,7 @@ REJECTS = pa.schema(
         field("row", pa.int64(), "row of the source, counted from 1"),
         field("text", pa.string(), "what was there, at most 2,000 characters", nullable=True),
         field("reason", pa.string(), "why it was left out"),
-        field("detail", pa.string(), "more about the reason, such as the prompt_id of the first of its duplicates", nullable=True),
+        field("detail", pa.string(), "more of it, such as where the first of its duplicates is", nullable=True),
     ]
 )  # fmt: skip
 
@@ -170,7 +172,7 @@ EVALUATED = pa.schema(
         field("arm", pa.string(), "how the noise was made"),
         field("diversity", pa.float32(), "mean root-mean-square pixel distance between pictures of different seeds"),
         field("noise_norm", pa.float32(), "norm of x_T over sqrt(d), mean over seeds"),
-        field("kl", pa.float32(), "KL of the arm's noise from the prior, nats a dimension; null where it is no Gaussian", nullable=True),
+        field("kl", pa.float32(), "KL from the prior, nats a dimension; null for no Gaussian", nullable=True),
     ]
 )  # fmt: skip
 

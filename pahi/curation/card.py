@@ -6,7 +6,7 @@ import yaml
 
 
 def card(title: str, splits: dict[str, int], funnel: list[dict[str, Any]], facts: dict[str, Any]) -> str:
-    """README.md with its YAML header. `facts` name the generator, its licence and hash, the predictor, and the rewards."""
+    """README.md with its YAML header. `facts` name generator, licence, hashes and rewards."""
     header = {
         "pretty_name": title,
         "license": "other",
@@ -16,7 +16,9 @@ def card(title: str, splits: dict[str, int], funnel: list[dict[str, Any]], facts
         "configs": [
             {
                 "config_name": "default",
-                "data_files": [{"split": split, "path": f"{split}/*.parquet"} for split, rows in splits.items() if rows],
+                "data_files": [
+                    {"split": split, "path": f"{split}/*.parquet"} for split, rows in splits.items() if rows
+                ],
             }
         ],
     }
@@ -36,7 +38,8 @@ def card(title: str, splits: dict[str, int], funnel: list[dict[str, Any]], facts
         "",
         "## Where they come from",
         "",
-        f"- generator: `{facts['generator']}`, weights sha256 `{facts['generator_hash']}`, licence **{facts['license']}**",
+        f"- generator: `{facts['generator']}`, weights sha256 `{facts['generator_hash']}`",
+        f"- licence of the generator: **{facts['license']}**",
         f"- predictor: weights sha256 `{facts['predictor_hash']}`",
         f"- rewards: {', '.join(facts['rewards'])}",
         "",

@@ -28,7 +28,11 @@ def select(
         kept = [row for row in kept if row["image_id"] not in why]
         funnel.append({"name": reason, "rows": len(kept), "note": note})
 
-    drop("failed", "pictures that could not be drawn", {r["image_id"]: r["reason"] or "" for r in kept if r["status"] != "ok"})
+    drop(
+        "failed",
+        "pictures that could not be drawn",
+        {r["image_id"]: r["reason"] or "" for r in kept if r["status"] != "ok"},
+    )
     drop("control", "the control group of the standard Gaussian", _control(kept))
     first: dict[str, str] = {}
     twice = {}

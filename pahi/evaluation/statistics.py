@@ -6,7 +6,10 @@ Interval = dict[str, float]
 
 
 def bootstrap(per_prompt: np.ndarray, resamples: int, seed: int = 0) -> Interval:
-    """Mean over prompts (n,) with its 95% percentile interval; prompts are resampled, never pictures. NaNs are left out."""
+    """Mean over prompts (n,) with its 95% percentile interval.
+
+    Prompts are resampled, never pictures; NaNs are left out.
+    """
     values = per_prompt[np.isfinite(per_prompt)]
     if len(values) == 0:
         return {"value": float("nan"), "low": float("nan"), "high": float("nan")}

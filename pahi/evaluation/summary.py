@@ -18,7 +18,9 @@ def arm_labels(settings: Settings) -> dict[str, str]:
     return labels | {f"best_of_{n}": f"Best of {n} by the training reward" for n in settings.evaluate.best_of}
 
 
-def summarise(settings: Settings, units: dict[str, float | None], scores: pa.Table, evaluated: pa.Table) -> dict[str, Any]:
+def summarise(
+    settings: Settings, units: dict[str, float | None], scores: pa.Table, evaluated: pa.Table
+) -> dict[str, Any]:
     """Means, uplifts and win rates with intervals by arm, uplift by kind, and warnings; JSON without NaN."""
     resamples, seeds = settings.evaluate.bootstrap, settings.evaluate.seeds
     rows = evaluated.select(["prompt_id", "kind", "arm", "diversity", "noise_norm", "kl"]).to_pylist()
@@ -26,7 +28,9 @@ def summarise(settings: Settings, units: dict[str, float | None], scores: pa.Tab
     kinds = {row["prompt_id"]: row["kind"] or "other" for row in rows}
     position = {prompt: i for i, prompt in enumerate(prompts)}
     r = settings.rewards
-    roles = {m.name: role for role, ms in (("train", r.train), ("held_out", r.held_out), ("judge", r.judges)) for m in ms}
+    roles = {
+        m.name: role for role, ms in (("train", r.train), ("held_out", r.held_out), ("judge", r.judges)) for m in ms
+    }
 
     grid: dict[tuple[str, str], np.ndarray] = {}
     for row in scores.to_pylist():

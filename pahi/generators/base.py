@@ -38,8 +38,12 @@ class Generator(Protocol):
     hash: str  # over its weight files
     latent_shape: tuple[int, int, int]
     pooled_width: int
-    device: torch.device
-    dtype: torch.dtype
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def encode(self, prompts: list[str]) -> Conditioning:
         """Prompts -> conditioning, without gradients, in float32."""

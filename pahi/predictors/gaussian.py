@@ -28,8 +28,8 @@ Kind = Literal["standard", "hpi", "pahi"]
 class NoisePredictor(nn.Module, ModelHubMixin):
     """A learned distribution of starting noise for one generator.
 
-        predictor = NoisePredictor.from_pretrained("folder or Hub id")
-        image = pipe(prompt, latents=predictor.sample(prompt, pipe=pipe, seed=7), num_inference_steps=1).images[0]
+    predictor = NoisePredictor.from_pretrained("folder or Hub id")
+    image = pipe(prompt, latents=predictor.sample(prompt, pipe=pipe, seed=7), num_inference_steps=1).images[0]
     """
 
     def __init__(
@@ -47,11 +47,10 @@ class NoisePredictor(nn.Module, ModelHubMixin):
         d = int(torch.Size(self.latent_shape).numel())
         self.mu = nn.Parameter(torch.zeros(self.latent_shape))
         self.log_sigma = nn.Parameter(torch.zeros(self.latent_shape))
-        self.head = nn.Sequential(
-            nn.LayerNorm(pooled_width), nn.Linear(pooled_width, hidden), nn.GELU(), nn.Linear(hidden, 2 * d)
-        )
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
+        last = nn.Linear(hidden, 2 * d)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.head = nn.Sequential(nn.LayerNorm(pooled_width), nn.Linear(pooled_width, hidden), nn.GELU(), last)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -103,7 +102,8 @@ class NoisePredictor(nn.Module, ModelHubMixin):
         if tuple(latent_shape) != self.latent_shape or pooled_width != self.pooled_width:
             raise UserError(
                 f"this predictor was trained for {self.generator or 'another generator'} (latents {self.latent_shape}, "
-                f"embedding {self.pooled_width}); {generator} has latents {tuple(latent_shape)}, embedding {pooled_width}"
+                f"embedding {self.pooled_width}); {generator} has latents {tuple(latent_shape)} and "
+                f"embedding {pooled_width}"
             )
 
     # -------------------------------------------------------------------------------------------------------- on disk

@@ -119,8 +119,8 @@ def _judges(arms: list[dict[str, Any]], arm: dict[str, Any]) -> list[dict[str, s
 
 def _notes(arms: list[dict[str, Any]], arm: dict[str, Any], name: str, train: dict[str, dict[str, Any]]) -> list[str]:
     notes = []
-    reward = next(iter(train), None)
-    mine = interval((train.get(reward) or {}).get("uplift")) if reward else None
+    reward = next(iter(train), "")
+    mine = interval((train.get(reward) or {}).get("uplift"))
     if mine is not None:
         best = interval((_rewards(arms, "best_of_4").get(reward) or {}).get("uplift"))
         if best is not None:
@@ -128,7 +128,8 @@ def _notes(arms: list[dict[str, Any]], arm: dict[str, Any], name: str, train: di
         shuffled = interval((_rewards(arms, "pahi_shuffled").get(reward) or {}).get("uplift"))
         if shuffled is not None and arm.get("arm") == "pahi":
             text = f"With shuffled prompts given to the predictor: {signed(shuffled['value'])}"
-            if effect(mine) == "up" and mine["low"] is not None and shuffled["value"] >= mine["low"]:
+            value, low = shuffled["value"], mine["low"]
+            if effect(mine) == "up" and low is not None and value is not None and value >= low:
                 text += ", about as much, so the predictor hardly uses the prompt"
             notes.append(text + ".")
     diversity = finite(arm.get("diversity"))

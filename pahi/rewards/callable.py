@@ -12,7 +12,10 @@ from pahi.rewards.base import Prepared
 
 
 class CallableReward:
-    """function((batch, 3, h, w) uint8-exact pictures in [0, 1] as numpy, prompts) -> (batch,), NaN where not applicable."""
+    """function(pictures, prompts) -> (batch,), NaN where it does not apply.
+
+    Pictures are a numpy array (batch, 3, h, w) in [0, 1], rounded to what 8 bits can hold.
+    """
 
     differentiable = False
 

@@ -61,7 +61,9 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
     train = selection(ctx, partitions, "train", cache.max_train_prompts)
     validation = selection(ctx, partitions, "validation", cache.max_validation_prompts)
     if not train:
-        raise UserError("no prompt is in the training split, so nothing can be learned; add prompts or change the fractions")
+        raise UserError(
+            "no prompt is in the training split, so nothing can be learned; add prompts or change the fractions"
+        )
     rows = train + validation
     output.put_file("models.json", json.dumps(_models(ctx), indent=1, sort_keys=True).encode())
     size = cache.shard_rows
@@ -70,8 +72,12 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
         part = rows[i * size : (i + 1) * size]
         output.commit_shard(shard, lambda p=part: (_shard(ctx, p), {"prompts": len(p)}))  # type: ignore[misc]
         ctx.progress(STAGE, min((i + 1) * size, len(rows)), len(rows), "prompts")
-    summary = {"train_prompts": len(train), "validation_prompts": len(validation), "seeds": cache.seeds}
-    summary["units"] = _units(ctx, output, shards, {row["prompt_id"] for row in train})
+    summary = {
+        "train_prompts": len(train),
+        "validation_prompts": len(validation),
+        "seeds": cache.seeds,
+        "units": _units(ctx, output, shards, {row["prompt_id"] for row in train}),
+    }
     output.finish(
         version=VERSION, settings=settings, inputs=inputs, shards=shards, files=["models.json"], summary=summary
     )
@@ -83,7 +89,9 @@ def _models(ctx: Context) -> dict[str, Any]:
     """Every checkpoint, pinned by revision and by the sha256 of each file."""
     s = ctx.settings
     pinned: dict[str, Any] = {}
-    for name, model in (("generator", s.generator), *((f"reward/{m.name}", m) for m in ctx.reward_models)):
+    named: list[tuple[str, Any]] = [("generator", s.generator)]
+    named += [(f"reward/{m.name}", m) for m in ctx.reward_models]
+    for name, model in named:
         entry: dict[str, Any] = {"revision": model.revision, "hash": ctx.model_hashes[name]}
         if getattr(model, "kind", "") != "callable":
             entry["files"] = models.files(models.resolve(model.id, model.revision))
@@ -101,7 +109,9 @@ def _shard(ctx: Context, part: Rows) -> dict[str, pa.Table]:
     tensors["pooled"] = conditioning.pooled.cpu().numpy()
     schema = embeds_schema({n: t.shape[1:] for n, t in tensors.items()}, truncated=True)
     columns = [tensor_column(t, schema.field(n).type) for n, t in tensors.items()]
-    tables = {"conditioning": pa.Table.from_arrays([pa.array(ids), pa.array(conditioning.truncated), *columns], schema=schema)}
+    tables = {
+        "conditioning": pa.Table.from_arrays([pa.array(ids), pa.array(conditioning.truncated), *columns], schema=schema)
+    }
 
     rewards = [ctx.reward(model) for model in ctx.reward_models]
     prepared = {reward.name: reward.prepare(texts) for reward in rewards}

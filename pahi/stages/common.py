@@ -84,7 +84,14 @@ class Context:
 
         s = self.settings.generator
         hashes = {"generator": models.model_hash(models.resolve(s.id, s.revision))}
-        return hashes | {f"reward/{model.name}": reward_hash(model) for model in self.reward_models}
+        rewards = {model.name: reward_hash(model) for model in self.reward_models}
+        trained = {rewards[model.name]: model.name for model in self.settings.rewards.train}
+        for model in (*self.settings.rewards.held_out, *self.settings.rewards.judges):
+            if rewards[model.name] in trained:
+                raise UserError(
+                    f"held-out reward {model.name!r} has the weights of {trained[rewards[model.name]]!r}, which trains"
+                )
+        return hashes | {f"reward/{name}": digest for name, digest in rewards.items()}
 
     def output(self, stage: str, version: int, settings: Any, inputs: dict[str, str]) -> Output:
         """The place of a stage's output, from what determines it."""
@@ -102,7 +109,10 @@ class Context:
 
 def missing(stage: str, upstream: str) -> UserError:
     """A stage run alone, whose input is not there."""
-    return UserError(f"{stage} needs the output of {upstream}, which is not there; run `pahi {upstream}` first or add --with-upstream")
+    return UserError(
+        f"{stage} needs the output of {upstream}, which is not there; "
+        f"run `pahi {upstream}` first or add --with-upstream"
+    )
 
 
 def environment(started: float, **extra: Any) -> dict[str, Any]:
@@ -137,5 +147,3 @@ def read_prepared(table: pa.Table, reward: str) -> Prepared:
 def to_uint8(images: torch.Tensor) -> np.ndarray:
     """Pictures (batch, 3, h, w) around [0, 1] -> (batch, h, w, 3) uint8."""
     return (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-
-

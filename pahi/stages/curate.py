@@ -54,11 +54,11 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
             scores[row["image_id"]][row["reward"]] = row["score"]
     kept, excluded, funnel = select(images, scores, ctx.settings.curate)
     if len(kept) + len(excluded) != len(images):
-        raise PahiError(f"curate: {len(images)} pictures in, {len(kept)} kept and {len(excluded)} excluded do not add up")
+        raise PahiError(
+            f"curate: {len(images)} pictures in, {len(kept)} kept and {len(excluded)} excluded do not add up"
+        )
 
-    prompts = {
-        row["prompt_id"]: row for row in partitions.prompts(["prompt_id", "kind", "split"]).to_pylist()
-    }
+    prompts = {row["prompt_id"]: row for row in partitions.prompts(["prompt_id", "kind", "split"]).to_pylist()}
     rewards = sorted({name for by_name in scores.values() for name in by_name})
     schema = curated_schema(rewards)
     chosen: dict[str, list[str]] = {split: [] for split in SPLITS}
@@ -69,7 +69,7 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
     for i, shard in enumerate(shards):
         parts = {split: ids[i * size : (i + 1) * size] for split, ids in chosen.items()}
 
-        def build(parts=parts, first=i == 0):  # noqa: ANN001, ANN202
+        def build(parts=parts, first=i == 0):
             tables = {s: _rows(drawn, ids, prompts, scores, schema) for s, ids in parts.items() if ids}
             if first:
                 tables["rejects"] = pa.Table.from_pylist(excluded, schema=EXCLUDED)
@@ -88,7 +88,13 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
     title = ctx.settings.curate.title or ctx.settings.name
     output.put_file("README.md", card(title, splits, funnel, facts).encode())
     output.put_file("statistics.json", json.dumps({"splits": splits, "funnel": funnel}, indent=1).encode())
-    summary = {"images_in": len(images), "kept": len(kept), "excluded": len(excluded), "splits": splits, "funnel": funnel}
+    summary = {
+        "images_in": len(images),
+        "kept": len(kept),
+        "excluded": len(excluded),
+        "splits": splits,
+        "funnel": funnel,
+    }
     output.finish(
         version=VERSION,
         settings=settings,
@@ -116,6 +122,10 @@ def _rows(
             rows = part.to_pylist()
             for row in rows:
                 row["kind"] = prompts[row["prompt_id"]]["kind"]
-                row |= {n: scores[row["image_id"]].get(n.removeprefix("score_")) for n in schema.names if n.startswith("score_")}
+                row |= {
+                    n: scores[row["image_id"]].get(n.removeprefix("score_"))
+                    for n in schema.names
+                    if n.startswith("score_")
+                }
             tables.append(pa.Table.from_pylist(rows, schema=schema))
     return pa.concat_tables(tables)

@@ -28,8 +28,8 @@ BEST_OF_STRIDE = 1_000_000  # between the seeds of one choice's candidates
 
 def place(ctx: Context, trained: Output, partitions: ingest.Chain) -> tuple[Output, dict[str, Any], dict[str, str]]:
     """Where the evaluation of a predictor on its own dataset's test prompts lies."""
-    settings = {"evaluate": ctx.settings.evaluate.fingerprinted(), "dtype": ctx.settings.generator.dtype}
-    settings["rewards"] = ctx.reward_settings()
+    settings: dict[str, Any] = {"evaluate": ctx.settings.evaluate.fingerprinted()}
+    settings |= {"dtype": ctx.settings.generator.dtype, "rewards": ctx.reward_settings()}
     inputs = ctx.model_hashes | {f"ingest/{i:05d}": h for i, h in enumerate(partitions.hashes)}
     inputs["train"] = trained.require().hash
     return ctx.output(STAGE, VERSION, settings, inputs), settings, inputs
@@ -56,7 +56,9 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
         return output, True
     chosen = cache.selection(ctx, partitions, "test", ctx.settings.evaluate.prompts)
     if not chosen:
-        raise UserError("no prompt is in the test split, so nothing can be judged; raise ingest.test_fraction or add prompts")
+        raise UserError(
+            "no prompt is in the test split, so nothing can be judged; raise ingest.test_fraction or add prompts"
+        )
     cached = cache.locate(ctx, partitions)
     assert cached is not None  # the predictor was trained on it
     units = cached.require().summary["units"]
@@ -88,6 +90,7 @@ class Arms:
         if best.kind == "pahi":
             self.predictors |= {"pahi": best, "pahi_shuffled": best}
         self.names = list(arm_labels(ctx.settings))
+        self.train = [model for model in ctx.settings.rewards.train if model.weight]
         texts = [row["text"] for row in chosen]
         batch = ctx.settings.evaluate.batch_size
         encoded = [ctx.generator.encode(texts[i : i + batch]) for i in range(0, len(texts), batch)]
@@ -163,7 +166,7 @@ class Arms:
             "gallery": pa.Table.from_pylist(gallery, schema=GALLERY),
         }
 
-    def _draw(self, arm, chunk, index, rows, part, conditioning, prepared, texts):  # noqa: ANN001, ANN202
+    def _draw(self, arm, chunk, index, rows, part, conditioning, prepared, texts):
         """One batch of one arm: pictures, x_T, KL a row (NaN where the arm is no Gaussian), scores by reward."""
         generator = self.ctx.generator
         ids, seeds = [rows[i]["prompt_id"] for i, _ in chunk], [seed for _, seed in chunk]
@@ -185,23 +188,24 @@ class Arms:
 
         started = time.perf_counter()
         if arm.startswith("best_of_"):
-            best_images, best_x, best_scores = None, None, None
             candidates = []
             for k in range(int(arm.removeprefix("best_of_"))):
                 x_T = noise(k * BEST_OF_STRIDE)
-                candidates.append((x_T, draw(x_T)))
-            for x_T, images in candidates:
-                got = score(images)
-                value = sum(m.weight * got[m.name] / self.units[m.name] for m in self.ctx.settings.rewards.train)
-                if best_scores is None:
-                    best_images, best_x, best_value, best_scores = images.clone(), x_T.clone(), value, got
-                    continue
-                better = value > best_value
-                best_images[better], best_x[better] = images[better], x_T[better]
-                best_scores = {n: torch.where(better, got[n], old) for n, old in best_scores.items()}
-                best_value = torch.where(better, value, best_value)
+                images = draw(x_T)
+                candidates.append((x_T, images, score(images)))
+            values = [
+                sum((m.weight * got[m.name] / self.units[m.name] for m in self.train), torch.zeros(()))
+                for _, _, got in candidates
+            ]
+            winner = torch.stack(values).argmax(0)  # (batch,)
+
+            def take(tensors: list[Tensor]) -> Tensor:
+                return torch.stack(tensors)[winner, torch.arange(len(chunk), device=winner.device)]
+
             self._time(arm, started, len(chunk))
-            return best_images, best_x, torch.full((len(chunk),), float("nan")), best_scores
+            chosen = {n: take([got[n] for _, _, got in candidates]) for n in candidates[0][2]}
+            unknown = torch.full((len(chunk),), float("nan"))
+            return take([i for _, i, _ in candidates]), take([x for x, _, _ in candidates]), unknown, chosen
         if arm == "standard":
             x_T, kl = noise(), torch.zeros(len(chunk))
         else:

@@ -45,9 +45,10 @@ def frozen_predictor(ctx: Context, partitions: ingest.Chain) -> tuple[str, Any, 
 
 def place(ctx: Context, partition: Output, predictor_hash: str) -> tuple[Output, dict[str, Any], dict[str, str]]:
     """Where one partition's pictures lie."""
-    settings = {"generate": ctx.settings.generate.fingerprinted(), "dtype": ctx.settings.generator.dtype}
-    settings["generate"].pop("predictor")
-    settings["rewards"] = [r for r in ctx.reward_settings() if r["role"] != "judge"]
+    own = ctx.settings.generate.fingerprinted()
+    own.pop("predictor")  # its hash is an input
+    rewards = [r for r in ctx.reward_settings() if r["role"] != "judge"]
+    settings = {"generate": own, "dtype": ctx.settings.generator.dtype, "rewards": rewards}
     inputs = ctx.model_hashes | {"predictor": predictor_hash, "ingest": partition.require().hash}
     return ctx.output(STAGE, VERSION, settings, inputs), settings, inputs
 
@@ -112,7 +113,7 @@ class Drawer:
         self.rewards = [*r.train, *r.held_out]
 
     def samples(self, prompts: list[dict[str, Any]]) -> list[Sample]:
-        """The sampling plan: every prompt's seeds, and for the control group the standard Gaussian from the same eps."""
+        """The sampling plan: every prompt's seeds, and in the control group the standard Gaussian of the same eps."""
         g = self.ctx.settings.generate
         plan: list[Sample] = []
         for i, prompt in enumerate(prompts):
@@ -227,4 +228,3 @@ class Drawer:
         ]
         ids = pa.array([prompt["prompt_id"] for prompt in prompts])
         return pa.Table.from_arrays([ids, *columns], schema=schema)
-

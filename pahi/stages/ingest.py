@@ -89,7 +89,7 @@ def _write(ctx: Context, output: Output, before: Chain, inputs: dict[str, str]) 
         known = dict(zip(table.column(0).to_pylist(), table.column(1).to_pylist(), strict=True))
     read = 0
 
-    def rows():  # noqa: ANN202
+    def rows():
         nonlocal read
         for source in ctx.settings.ingest.sources:
             for row in read_source(source):

@@ -12,17 +12,25 @@ PACKAGES = ("torch", "diffusers", "transformers", "pyarrow", "prefect")
 
 
 def write(ctx: Context) -> str:
-    """Writes `<dataset>/report.html`; returns its place. Raises UserError where nothing was evaluated yet."""
+    """Writes `<dataset>/report.html` and before-after.png; returns the page's place. Raises UserError where nothing was evaluated yet."""
     from pahi.reports import build_report
+    from pahi.reports.sheet import sheet
 
     partitions = ingest.chain(ctx)
     evaluated = evaluate.locate(ctx, partitions)
     if evaluated is None:
-        raise UserError(f"there is nothing to report on in {ctx.settings.name!r} yet; run `pahi run` or `pahi evaluate` first")
+        raise UserError(
+            f"there is nothing to report on in {ctx.settings.name!r} yet; run `pahi run` or `pahi evaluate` first"
+        )
     page = build_report(collect(ctx, partitions, evaluated))
     key = f"{ctx.settings.name}/report.html"
     if ctx.store.read_or_none(key) != page.encode():
         ctx.store.replace(key, page.encode())
+    gallery = evaluated.read("gallery").to_pylist()
+    if gallery:
+        picture, key_picture = sheet(gallery), f"{ctx.settings.name}/before-after.png"
+        if ctx.store.read_or_none(key_picture) != picture:
+            ctx.store.replace(key_picture, picture)
     return ctx.store.url(key)
 
 
@@ -37,7 +45,14 @@ def collect(ctx: Context, partitions: ingest.Chain, evaluated: Output) -> dict[s
     cached = cache.locate(ctx, base)
     drawn = generate.locate_all(ctx, partitions) or []
     curated = curate.locate(ctx, partitions)
-    stages = [*partitions.outputs, *([cached] if cached else []), trained, evaluated, *drawn, *([curated] if curated else [])]
+    stages = [
+        *partitions.outputs,
+        *([cached] if cached else []),
+        trained,
+        evaluated,
+        *drawn,
+        *([curated] if curated else []),
+    ]
 
     arm = "pahi" if any(a["arm"] == "pahi" for a in summary["arms"]) else "hpi"
     scores: dict[tuple[str, str, int, str], float | None] = {
@@ -64,8 +79,12 @@ def collect(ctx: Context, partitions: ingest.Chain, evaluated: Output) -> dict[s
             label: [s for (a, _, _, n), s in scores.items() if a == a_name and n == name and s is not None]
             for label, a_name in (("standard", "standard"), ("pahi", arm))
         }
-    funnel = [{"name": "prompts read", "rows": sum(o.require().summary["rows_in"] for o in partitions.outputs), "note": ""}]
-    funnel.append({"name": "prompts kept", "rows": sum(o.require().rows("prompts") for o in partitions.outputs), "note": ""})
+    funnel = [
+        {"name": "prompts read", "rows": sum(o.require().summary["rows_in"] for o in partitions.outputs), "note": ""}
+    ]
+    funnel.append(
+        {"name": "prompts kept", "rows": sum(o.require().rows("prompts") for o in partitions.outputs), "note": ""}
+    )
     if curated:
         funnel += curated.require().summary["funnel"]
     settings = ctx.settings.model_dump(mode="json")

@@ -16,13 +16,17 @@ STAGES = ("ingest", "cache", "train", "evaluate", "generate", "curate")
 def run_stage(
     name: str, settings: Settings, *, with_upstream: bool = False, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Runs one stage, or finds it finished. Raises UserError when what it reads is missing and `with_upstream` is off."""
+    """Runs one stage, or finds it finished.
+
+    Raises UserError when what it reads is missing and `with_upstream` is off.
+    """
     ctx = Context(settings, progress or silent)
     if with_upstream:
         for upstream in STAGES[: STAGES.index(name)]:
             # Evaluation is nobody's input.
             if upstream != evaluate.STAGE:
-                _one(upstream, ctx, by_name=False)
+                # Asked for by name, training is on everything that was ingested, and so is its cache.
+                _one(upstream, ctx, by_name=name == train.STAGE)
     return _one(name, ctx, by_name=True)
 
 

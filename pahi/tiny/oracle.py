@@ -27,12 +27,13 @@ def parse(prompt: str) -> Spec | None:
     def spoken(words: object) -> list[str]:
         return [s for w in words for s in scenes.SYNONYMS.get(w, (w,))]  # type: ignore[attr-defined]
 
-    tail = rf"(?: (?P<place{{n}}>{either(_PLACE_OF)})| (?:on|against|with) a (?P<bg{{n}}>{either(spoken(BACKGROUNDS))}) background)?"
+    place, background = either(_PLACE_OF), either(spoken(BACKGROUNDS))
+    tail = rf"(?: (?P<place{{n}}>{place})| (?:on|against|with) a (?P<bg{{n}}>{background}) background)?"
     pattern = (
         r"(?:an? (?:photo|picture|image|drawing) of )?an?"
-        rf"(?: (?P<size>{either(spoken(scenes.SIZES))}))?(?: (?P<color>{either(spoken(COLORS))}))? (?P<shape>{either(SHAPES)})"
-        + tail.format(n=1)
-        + tail.format(n=2)
+        rf"(?: (?P<size>{either(spoken(scenes.SIZES))}))?"
+        rf"(?: (?P<color>{either(spoken(COLORS))}))?"
+        rf" (?P<shape>{either(SHAPES)})" + tail.format(n=1) + tail.format(n=2)
     )
     match = re.fullmatch(pattern, prompt.strip().lower().rstrip("."))
     if match is None:
@@ -44,13 +45,13 @@ def parse(prompt: str) -> Spec | None:
     def canonical(word: str | None) -> str | None:
         return _CANONICAL.get(word, word) if word else None
 
-    place = got["place1"] or got["place2"]
+    where = got["place1"] or got["place2"]
     return Spec(
         shape=got["shape"],
         color=canonical(got["color"]),
         size=canonical(got["size"]),
         background=canonical(got["bg1"] or got["bg2"]),
-        place=_PLACE_OF[place] if place else None,
+        place=_PLACE_OF[where] if where else None,
     )
 
 

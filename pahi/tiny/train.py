@@ -16,6 +16,7 @@ import random
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -214,7 +215,9 @@ class Loop:
         if self.step % 250 == 0 or self.step == self.steps:
             self.save()
             rate = len(self.losses) / (time.time() - self.started)
-            print(f"{self.name} {self.step}/{self.steps} loss {np.mean(self.losses[-250:]):.5f} {rate:.2f}/s", flush=True)
+            print(
+                f"{self.name} {self.step}/{self.steps} loss {np.mean(self.losses[-250:]):.5f} {rate:.2f}/s", flush=True
+            )
 
     def save(self) -> None:
         state = {
@@ -234,7 +237,7 @@ class Loop:
 def train_vae(work: Path, steps: int = 2600) -> AutoencoderKL:
     _, pictures = scene_set(work, 24_000, 1)
     loop = Loop("vae", work, nn.ModuleDict({"vae": build_vae()}), steps, 2e-3)
-    vae = loop.modules["vae"]
+    vae: Any = loop.modules["vae"]
     while loop.step < steps:
         index = torch.randint(len(pictures), (16,), generator=loop.generator())
         x = pictures[index].float() / 127.5 - 1  # (16, 3, 64, 64)
@@ -389,7 +392,7 @@ def train_reward(work: Path, out: Path, name: str, seed: int, steps: int = 2000)
     ids = torch.stack([tokens(tokenizer, [scenes.wording(s, rng) for s in specs]) for _ in range(4)])
     torch.manual_seed(seed)
     loop = Loop(f"reward-{name}", work, nn.ModuleDict({"clip": build_clip(tokenizer)}), steps, 1.5e-3)
-    clip = loop.modules["clip"]
+    clip: Any = loop.modules["clip"]
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
     held, n = 1000, 32
@@ -397,7 +400,9 @@ def train_reward(work: Path, out: Path, name: str, seed: int, steps: int = 2000)
         g = loop.generator()
         index = torch.randint(held, len(specs), (n,), generator=g)
         x = ((pictures[index].float() / 255 - mean) / std).flatten(0, 1)  # (4 n, 3, 64, 64)
-        text = F.normalize(clip.get_text_features(ids[torch.randint(4, (n,), generator=g), index]).pooler_output, dim=-1)
+        text = F.normalize(
+            clip.get_text_features(ids[torch.randint(4, (n,), generator=g), index]).pooler_output, dim=-1
+        )
         image = F.normalize(clip.get_image_features(x).pooler_output, dim=-1).unflatten(0, (n, 4))
         scores = clip.logit_scale.exp() * (image * text[:, None]).sum(-1)  # (n, 4)
         loop.update(F.cross_entropy(scores, torch.zeros(n, dtype=torch.long)))
@@ -410,7 +415,9 @@ def train_reward(work: Path, out: Path, name: str, seed: int, steps: int = 2000)
         text = F.normalize(clip.get_text_features(ids[0, :held]).pooler_output, dim=-1)
         scores = (image * text[:, None]).sum(-1)
     accuracy = float((scores[:, :1] > scores[:, 1:]).float().mean())
-    print(f"reward {name}: pairwise accuracy {accuracy:.3f} on held-out pairs, scale {float(clip.logit_scale.exp()):.1f}")
+    print(
+        f"reward {name}: pairwise accuracy {accuracy:.3f} on held-out pairs, scale {float(clip.logit_scale.exp()):.1f}"
+    )
     processor = CLIPProcessor(
         image_processor=CLIPImageProcessorPil(
             size={"shortest_edge": scenes.SIZE}, crop_size={"height": scenes.SIZE, "width": scenes.SIZE}

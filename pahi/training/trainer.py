@@ -61,14 +61,16 @@ def train(
     """Learns HPI, then PAHI from there.
 
     `rewards` are (model, weight, unit) and train; `judges` are (model, unit), held out, and choose the best step.
-    `load` and `save` keep the whole state, so that a run killed at any step ends with the weights of an undisturbed one.
+    `load` and `save` keep the whole state: a run killed at any step ends with the weights of an undisturbed one.
     Raises UserError where nothing can be learned, PahiError where the gradient vanishes or most steps are not finite.
     """
     if not len(data):
         raise UserError("there are no training prompts; check ingest's splits or add prompts")
     for reward, _, unit in rewards:
         if not reward.differentiable:
-            raise UserError(f"reward {reward.name!r} has no gradient, so it cannot train; list it under rewards.held_out")
+            raise UserError(
+                f"reward {reward.name!r} has no gradient, so it cannot train; list it under rewards.held_out"
+            )
         if not unit > 0:
             raise UserError(f"reward {reward.name!r} is the same for every picture, so it can teach nothing")
 
@@ -106,7 +108,10 @@ def train(
             draw = torch.Generator().manual_seed(_seed(settings.seed, phase, step))
             index = torch.randint(len(data), (settings.batch_size,), generator=draw)
             ids = [data.prompt_ids[i] for i in index.tolist()]
-            seeds = [TRAINING_SEEDS + (settings.seed + 1) * 10**9 + (done_before + step) * 10_000 + i for i in range(len(ids))]
+            seeds = [
+                TRAINING_SEEDS + (settings.seed + 1) * 10**9 + (done_before + step) * 10_000 + i
+                for i in range(len(ids))
+            ]
             eps = standard_noise(ids, seeds, shape).to(generator.device)  # (batch, *latent_shape)
             conditioning = data.conditioning.rows(index).to(generator.device)
 
@@ -129,7 +134,9 @@ def train(
             norm = float(nn.utils.clip_grad_norm_(predictor.parameters(), settings.clip))
             if math.isfinite(norm) and math.isfinite(value):
                 if reward_gradient == 0.0:
-                    raise PahiError("the rewards' gradient with respect to the noise is zero: some part runs without gradients")
+                    raise PahiError(
+                        "the rewards' gradient with respect to the noise is zero: some part runs without gradients"
+                    )
                 optimizer.step()
                 decay = min(settings.ema, (1 + step) / (10 + step))
                 with torch.no_grad():
@@ -138,7 +145,9 @@ def train(
             else:
                 state["skipped"] += 1
                 if state["skipped"] > 20 and state["skipped"] > 0.2 * (done_before + step):
-                    raise PahiError(f"{state['skipped']} steps gave NaN or infinity; lower train.lr or raise the precision")
+                    raise PahiError(
+                        f"{state['skipped']} steps gave NaN or infinity; lower train.lr or raise the precision"
+                    )
 
             state["step"] = step + 1
             row = {"loss": value, "kl": float(kl.detach().mean()), "grad_norm": norm}
@@ -176,7 +185,11 @@ def train(
 
 @torch.no_grad()
 def validate(
-    generator: Generator, rewards: list[tuple[Reward, float]], data: PromptSet, predictor: NoisePredictor, batch: int = 64
+    generator: Generator,
+    rewards: list[tuple[Reward, float]],
+    data: PromptSet,
+    predictor: NoisePredictor,
+    batch: int = 64,
 ) -> dict[str, float]:
     """Mean paired uplift of each reward over the cached baseline: the same prompts, the same first seed's eps."""
     totals = {reward.name: 0.0 for reward, _ in rewards}

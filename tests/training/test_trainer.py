@@ -67,7 +67,7 @@ def prompt_set(count: int, seed: int = 0) -> PromptSet:
 SETTINGS = Train(hpi_steps=5, steps=60, batch_size=16, lr=0.01, hidden=32, beta=1.0, validate_every=10, save_every=7)
 
 
-def learn(settings: Train = SETTINGS, **change) -> Trained:  # noqa: ANN003
+def learn(settings: Train = SETTINGS, **change) -> Trained:
     kept: list[bytes] = change.pop("kept", [])
     arguments = {
         "generator": Identity(),
