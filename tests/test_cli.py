@@ -14,20 +14,6 @@ from pahi.tables import arm_rows, count_rows, markdown
 
 COMMANDS = ["run", "ingest", "cache", "train", "evaluate", "generate", "curate"]
 COMMANDS += ["verify", "report", "ls", "gc", "presets", "doctor"]
-    "run",
-    "ingest",
-    "cache",
-    "train",
-    "evaluate",
-    "generate",
-    "curate",
-    "verify",
-    "report",
-    "ls",
-    "gc",
-    "presets",
-    "doctor",
-]
 
 
 def fails(capsys, *arguments, code=2):

@@ -9,7 +9,7 @@ GAP, COLUMNS = 6, 10
 
 
 def sheet(gallery: list[dict[str, Any]], columns: int = COLUMNS, rows: int = 2) -> bytes:
-    """The first pairs of a `gallery` table, in its own order, as a PNG: above the standard Gaussian, below the predictor."""
+    """The first pairs of a `gallery` table, in its own order, as a PNG: above the standard Gaussian's, below ours."""
     pairs = gallery[: columns * rows]
     open_ = [
         [Image.open(io.BytesIO(pair[side]["bytes"])).convert("RGB") for side in ("before", "after")] for pair in pairs

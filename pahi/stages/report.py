@@ -12,7 +12,10 @@ PACKAGES = ("torch", "diffusers", "transformers", "pyarrow", "prefect")
 
 
 def write(ctx: Context) -> str:
-    """Writes `<dataset>/report.html` and before-after.png; returns the page's place. Raises UserError where nothing was evaluated yet."""
+    """Writes `<dataset>/report.html` and before-after.png; returns the page's place.
+
+    Raises UserError where nothing was evaluated yet.
+    """
     from pahi.reports import build_report
     from pahi.reports.sheet import sheet
 

@@ -1,9 +1,10 @@
 """How the tiny world's models were made: `python -m pahi.tiny.train all --work DIR --out pahi/tiny/weights`.
 
+    text      the CLIP text encoder, taught to tell attributes apart
     vae       AutoencoderKL, 64x64x3 <-> 4x16x16, L1 + KL
     pairs     (noise, prompt) -> the scene that the noise stands for, by a fixed reading of its low frequencies
     student   one step by regression on those pairs, in the layout of SD-Turbo (trailing Euler, prediction "sample"),
-              and the CLIP text encoder with it
+              with the text encoder going on to learn
     reward    two CLIP models with PickScore's loss, from different seeds and scenes; the second is kept held out
 
 Every part is seeded, saves its state as it goes and continues where it was stopped. Only training specs are used.
@@ -138,6 +139,9 @@ def build_unet() -> UNet2DConditionModel:
         cross_attention_dim=64,
         attention_head_dim=8,
         norm_num_groups=16,
+        # The whole prompt, pooled, beside the time step in every block: cross-attention alone learns too slowly here.
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
     )
 
 
@@ -312,22 +316,67 @@ def make_pairs(work: Path, count: int = 24_000) -> Tensor:
     return torch.load(path, weights_only=True)
 
 
-def train_student(work: Path, steps: int = 3000, count: int = 24_000) -> nn.ModuleDict:
-    """One step from noise to the scene it stands for; the text encoder is learned with it."""
+ATTRIBUTES = {
+    "shape": scenes.SHAPES,
+    "color": tuple(scenes.COLORS),
+    "size": tuple(scenes.SIZES),
+    "background": tuple(scenes.BACKGROUNDS),
+    "place": scenes.PLACES,
+}
+
+
+def attribute_labels(specs: list[scenes.Spec]) -> Tensor:
+    """(n, 5): the number of each named attribute, -100 where it is left free."""
+    rows = [[v.index(getattr(s, k)) if getattr(s, k) else -100 for k, v in ATTRIBUTES.items()] for s in specs]
+    return torch.tensor(rows)
+
+
+class AttributeHeads(nn.Module):
+    """Linear readings of a feature: what teaches a tower words or pictures before (or beside) its real task."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(nn.Linear(width, len(values)) for values in ATTRIBUTES.values())
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        """(n, width) and (n, 5) -> the mean cross-entropy over what is named."""
+        losses = [F.cross_entropy(h(features), y, reduction="sum") for h, y in zip(self.heads, labels.T, strict=True)]
+        return torch.stack(losses).sum() / (labels >= 0).sum()
+
+
+def train_text(work: Path, steps: int = 800) -> CLIPTextModel:
+    """The text encoder first learns to tell attributes apart, as CLIP's has before a generator is trained on it."""
+    specs, tokenizer, rng = sample_specs(6000, 5), build_tokenizer(), random.Random(6)
+    ids, labels = tokens(tokenizer, [scenes.wording(s, rng) for s in specs]), attribute_labels(specs)
+    torch.manual_seed(4)
+    text = CLIPTextModel(text_config(tokenizer))
+    modules = nn.ModuleDict({"text": text, "pooled": AttributeHeads(64), "mean": AttributeHeads(64)})
+    loop = Loop("text", work, modules, steps, 2e-3)
+    while loop.step < steps:
+        index = torch.randint(len(ids), (128,), generator=loop.generator())
+        out = text(ids[index])
+        loss = modules["pooled"](out.pooler_output, labels[index])
+        loop.update(loss + modules["mean"](out.last_hidden_state.mean(1), labels[index]))
+    return loop.averaged()["text"]  # type: ignore[return-value]
+
+
+def train_student(work: Path, steps: int = 1800, count: int = 24_000) -> nn.ModuleDict:
+    """One step from noise to the scene it stands for; the text encoder goes on learning with it."""
     x0 = make_pairs(work, count) * train_vae(work).config.scaling_factor
     noise, specs = pair_noise(count), sample_specs(count, 78)
     tokenizer, rng = build_tokenizer(), random.Random(2)
     ids = torch.stack([tokens(tokenizer, [scenes.wording(s, rng) for s in specs]) for _ in range(4)])  # (4, n, T)
-    modules = nn.ModuleDict({"unet": build_unet(), "text": CLIPTextModel(text_config(tokenizer))})
+    torch.manual_seed(3)
+    unet = build_unet().to(memory_format=torch.channels_last)
+    modules = nn.ModuleDict({"unet": unet, "text": train_text(work).train()})
     loop = Loop("student", work, modules, steps, 2e-3)
     sigma = float(EulerDiscreteScheduler(**EULER).init_noise_sigma)
     while loop.step < steps:
         g = loop.generator()
-        index = torch.randint(count, (48,), generator=g)
-        embeds = modules["text"](ids[torch.randint(4, (48,), generator=g), index]).last_hidden_state
+        index = torch.randint(count, (40,), generator=g)
+        embeds = modules["text"](ids[torch.randint(4, (40,), generator=g), index]).last_hidden_state
         out = modules["unet"](noise[index] * sigma / (sigma**2 + 1) ** 0.5, 999, embeds).sample
-        # Between L2, whose optimum is a blur of what it cannot tell apart, and L1.
-        loop.update((((out - x0[index]).square() + 0.01).sqrt() - 0.1).mean())
+        loop.update((out - x0[index]).square().mean())
     return loop.averaged()
 
 
@@ -366,8 +415,8 @@ def spoil(spec: scenes.Spec, right: Image.Image, other: Image.Image, rng: random
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def preference_set(work: Path, seed: int, count: int = 12_000) -> tuple[Tensor, list[scenes.Spec]]:
-    """(count, 4, 3, 64, 64) uint8: one right scene and three spoiled ones for each spec; half went through the VAE."""
+def preference_set(work: Path, seed: int, count: int = 6_000) -> tuple[Tensor, list[scenes.Spec]]:
+    """(count, 4, 3, 64, 64) uint8: one right scene and three spoiled ones for each spec; a third went through the VAE."""
     specs = sample_specs(count, seed)
     path = work / f"preferences-{seed}.pt"
     if not path.exists():
@@ -378,7 +427,7 @@ def preference_set(work: Path, seed: int, count: int = 12_000) -> tuple[Tensor, 
             rows.append(to_tensor([right, *(spoil(spec, right, other, rng) for _ in range(3))]))
         pictures, vae = torch.stack(rows), train_vae(work)
         with torch.no_grad():
-            for start in range(0, count // 2, 64):
+            for start in range(0, count // 3, 64):
                 x = pictures[start : start + 64].flatten(0, 1).float() / 127.5 - 1
                 out = vae.decode(vae.encode(x).latent_dist.mode()).sample
                 pictures[start : start + 64] = ((out.clamp(-1, 1) + 1) * 127.5).round().byte().unflatten(0, (-1, 4))
@@ -386,12 +435,14 @@ def preference_set(work: Path, seed: int, count: int = 12_000) -> tuple[Tensor, 
     return torch.load(path, weights_only=True), specs
 
 
-def train_reward(work: Path, out: Path, name: str, seed: int, steps: int = 2000) -> None:
+def train_reward(work: Path, out: Path, name: str, seed: int, steps: int = 900) -> None:
     pictures, specs = preference_set(work, seed)
     tokenizer, rng = build_tokenizer(), random.Random(seed + 2)
     ids = torch.stack([tokens(tokenizer, [scenes.wording(s, rng) for s in specs]) for _ in range(4)])
     torch.manual_seed(seed)
-    loop = Loop(f"reward-{name}", work, nn.ModuleDict({"clip": build_clip(tokenizer)}), steps, 1.5e-3)
+    labels = attribute_labels(specs)
+    modules = nn.ModuleDict({"clip": build_clip(tokenizer), "words": AttributeHeads(64), "sights": AttributeHeads(64)})
+    loop = Loop(f"reward-{name}", work, modules, steps, 1.5e-3)
     clip: Any = loop.modules["clip"]
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
@@ -405,7 +456,9 @@ def train_reward(work: Path, out: Path, name: str, seed: int, steps: int = 2000)
         )
         image = F.normalize(clip.get_image_features(x).pooler_output, dim=-1).unflatten(0, (n, 4))
         scores = clip.logit_scale.exp() * (image * text[:, None]).sum(-1)  # (n, 4)
-        loop.update(F.cross_entropy(scores, torch.zeros(n, dtype=torch.long)))
+        # Both towers learn what words and pictures say beside the preference, in place of CLIP's pre-training.
+        beside = modules["words"](8 * text, labels[index]) + modules["sights"](8 * image[:, 0], labels[index])
+        loop.update(F.cross_entropy(scores, torch.zeros(n, dtype=torch.long)) + 0.5 * beside)
         with torch.no_grad():
             clip.logit_scale.clamp_(max=math.log(100))
     clip = loop.averaged()["clip"]
