@@ -66,7 +66,7 @@ def run(ctx: Context) -> tuple[Output, bool]:
     """Reads the sources; returns the partition that holds them, and whether it was there already."""
     started = time.time()
     sources = ctx.settings.ingest.sources
-    hashes = content_hash([source_hash(source) for source in sources])
+    hashes = content_hash([[source_name(source), source_hash(source)] for source in sources])
     while True:
         before = chain(ctx)
         if hashes in before.sources:
