@@ -419,7 +419,7 @@ def spoil(spec: scenes.Spec, right: Image.Image, other: Image.Image, rng: random
 
 
 def preference_set(work: Path, seed: int, count: int = 6_000) -> tuple[Tensor, list[scenes.Spec]]:
-    """(count, 4, 3, 64, 64) uint8: one right scene and three spoiled ones for each spec; a third went through the VAE."""
+    """(count, 4, 3, 64, 64) uint8: for each spec one right scene and three spoiled; a third went through the VAE."""
     specs = sample_specs(count, seed)
     path = work / f"preferences-{seed}.pt"
     if not path.exists():
