@@ -6,6 +6,7 @@ import platform
 import secrets
 import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -209,10 +210,8 @@ def doctor(settings: Settings) -> list[Check]:
     for model in ctx.reward_models:
         attempt(f"reward {model.name}", lambda m=model: f"{m.kind}, {type(ctx.reward(m)).__name__} loads")  # type: ignore[misc]
     try:
-        import prefect
-
-        checks.append({"check": "prefect", "ok": True, "detail": prefect.__version__})
-    except ImportError:
+        checks.append({"check": "prefect", "ok": True, "detail": version("prefect")})
+    except PackageNotFoundError:
         checks.append(
             {"check": "prefect", "ok": False, "detail": "not installed: `pahi run --direct` works without it"}
         )

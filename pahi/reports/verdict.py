@@ -143,7 +143,12 @@ def _rewards(arms: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def _which(reward: dict[str, Any]) -> str:
-    return "the reward it was trained on" if reward.get("role") == "train" else "which training never used"
+    if reward.get("role") == "train":
+        return "the reward it was trained on"
+    # The trainer keeps the checkpoint it likes best on validation prompts: a use, though no gradient.
+    if reward.get("role") == "held_out":
+        return "which gave no gradient and only chose the checkpoint, on validation prompts"
+    return "which training never used"
 
 
 def _list(parts: list[str]) -> str:
