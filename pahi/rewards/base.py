@@ -1,11 +1,20 @@
-"""What every reward offers."""
+"""What every reward offers, and what its file says about it."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from pahi.settings import RewardModel
+
 Prepared = dict[str, Tensor]
-"""The text side of prompts, one row a prompt in every tensor: constant, so it is cached."""
+"""The text side of prompts, one row a prompt in every tensor: constant, so it is cached.
+
+`truncated` (batch,), where a reward has it, is 1 for a prompt that was longer than its tokenizer allows.
+"""
 
 
 class Reward(Protocol):
@@ -25,3 +34,43 @@ class Reward(Protocol):
         Gradients flow to the pictures where `differentiable`.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a reward's files lie on this machine, and the hash of those that it reads."""
+
+    folder: Path
+    processor: Path
+    hash: str
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of reward: what `KIND` in its file says."""
+
+    load: Callable[[RewardModel, Source, torch.device], Reward]
+    """Raises UserError when it cannot be loaded."""
+
+    checkpoint: str = ""
+    """Hub id of the published checkpoint."""
+
+    license: str = "unknown"
+    """The published checkpoint's licence."""
+
+    files: tuple[str, ...] = ("*.json", "*.txt", "*.safetensors")
+    """Patterns of the files that are read, and hashed; nothing else of a Hub repository is fetched."""
+
+    processor: str = ""
+    """Hub id of the tokenizer, where the checkpoint's folder holds none."""
+
+    packages: tuple[str, ...] = ()
+    """Modules that it imports beyond the project's own dependencies."""
+
+    extra: str = ""
+    """The extra that installs them."""
+
+    differentiable: bool = True
+
+    digest: Callable[[RewardModel], str] | None = None
+    """What takes the place of the files' hash, for a reward that has no files."""

@@ -1,16 +1,13 @@
 """PickScore: exp(logit_scale) * cos(CLIP text, CLIP image). Kirstain et al. 2023, yuvalkirstain/PickScore_v1."""
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPModel
 
-from pahi import models
 from pahi.errors import UserError
-from pahi.rewards.base import Prepared
+from pahi.rewards.base import Kind, Prepared, Source
 from pahi.rewards.preprocess import clip_pixels
 
 
@@ -19,11 +16,12 @@ class PickScore:
 
     differentiable = True
 
-    def __init__(self, name: str, folder: Path, device: torch.device) -> None:
+    def __init__(self, name: str, source: Source, device: torch.device) -> None:
         """Raises UserError when the folder holds no CLIP model."""
+        folder = source.folder
         try:
             model, report = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer = AutoTokenizer.from_pretrained(source.processor)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise UserError(f"reward {name}: cannot load {folder}: {str(error).splitlines()[0]}") from None
         # transformers fills what a checkpoint lacks with random numbers, and only warns.
@@ -31,7 +29,7 @@ class PickScore:
             raise UserError(f"reward {name}: {folder} is no whole CLIP model: it lacks {min(report['missing_keys'])}")
         self.model = model.to(device)
         self.model.requires_grad_(False).eval()
-        self.name, self.hash = name, models.model_hash(folder)
+        self.name, self.hash = name, source.hash
         self.size = self.model.config.vision_config.image_size
         self.tokens = self.model.config.text_config.max_position_embeddings
 
@@ -48,3 +46,11 @@ class PickScore:
         features = self.model.get_image_features(clip_pixels(images, self.size)).pooler_output
         text = prepared["text_features"].to(features.device)
         return self.model.logit_scale.exp() * (F.normalize(features, dim=-1) * text).sum(-1)
+
+
+KIND = Kind(
+    load=lambda model, source, device: PickScore(model.name, source, device),
+    checkpoint="yuvalkirstain/PickScore_v1",
+    license="MIT",
+    processor="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+)
