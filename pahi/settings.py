@@ -79,8 +79,9 @@ class RewardModel(Tree):
     )
     id: str = Field(description="Local folder, Hub id or pkg:package/folder; module:function for a callable.")
     revision: str | None = Field(None, description="Commit of the Hub repository.")
-    processor: str | None = Field(None, description="Where its tokenizer lies, when not beside the weights.")
-    processor_revision: str | None = Field(None, description="Commit of the tokenizer's Hub repository.")
+    base: str | None = Field(None, description="Where its tokenizer, or the CLIP below its head, lies, if elsewhere.")
+    base_revision: str | None = Field(None, description="Commit of that Hub repository.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Precision of its towers.")
     weight: float = Field(1.0, ge=0, description="Weight in the training loss, in within-prompt standard deviations.")
 
 

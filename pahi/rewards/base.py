@@ -16,6 +16,8 @@ Prepared = dict[str, Tensor]
 `truncated` (batch,), where a reward has it, is 1 for a prompt that was longer than its tokenizer allows.
 """
 
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "spiece.model")
+
 
 class Reward(Protocol):
     """A frozen human-preference model, or any judge."""
@@ -41,7 +43,7 @@ class Source:
     """Where a reward's files lie on this machine, and the hash of those that it reads."""
 
     folder: Path
-    processor: Path
+    base: Path
     hash: str
 
 
@@ -58,11 +60,14 @@ class Kind:
     license: str = "unknown"
     """The published checkpoint's licence."""
 
-    files: tuple[str, ...] = ("*.json", "*.txt", "*.safetensors")
+    files: tuple[str, ...] = ("*.json", "*.txt", "*.safetensors", "*.model")
     """Patterns of the files that are read, and hashed; nothing else of a Hub repository is fetched."""
 
-    processor: str = ""
-    """Hub id of the tokenizer, where the checkpoint's folder holds none."""
+    base: str = ""
+    """Hub id of what the checkpoint's folder may lack: its tokenizer, or the CLIP that its head stands on."""
+
+    base_files: tuple[str, ...] = TOKENIZER_FILES
+    """Patterns of the files that are read there."""
 
     packages: tuple[str, ...] = ()
     """Modules that it imports beyond the project's own dependencies."""

@@ -9,11 +9,9 @@ from pahi.errors import UserError
 from pahi.rewards.base import Kind, Source
 from pahi.settings import RewardModel
 
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "spiece.model")
-
 
 def locate(model: RewardModel, kind: Kind) -> Source:
-    """The folders of a reward and of its tokenizer, fetched where they are not here. Raises UserError."""
+    """The folders of a reward and of its base, fetched where they are not here. Raises UserError."""
     try:
         return _locate(model, kind)
     except UserError as error:
@@ -25,15 +23,16 @@ def _locate(model: RewardModel, kind: Kind) -> Source:
     own = {name: entry["sha256"] for name, entry in pinned(folder, kind.files).items()}
     if not own:
         raise UserError(f"{model.id} holds none of {', '.join(kind.files)}")
-    if not model.processor and any(_matches(name, TOKENIZER_FILES) for name in models.files(folder)):
-        tokenizer = {n: e["sha256"] for n, e in pinned(folder, TOKENIZER_FILES).items()}
-        return Source(folder, folder, content_hash(own | tokenizer))
-    other = model.processor or kind.processor
-    if not other:
-        return Source(folder, folder, content_hash(own))
-    processor = fetch(other, model.processor_revision, TOKENIZER_FILES)
-    tokenizer = {f"processor/{n}": e["sha256"] for n, e in pinned(processor, TOKENIZER_FILES).items()}
-    return Source(folder, processor, content_hash(own | tokenizer))
+    beside = {name: entry["sha256"] for name, entry in pinned(folder, kind.base_files).items()}
+    if beside and not model.base:
+        return Source(folder, folder, content_hash(own | beside))
+    if not (model.base or kind.base):
+        raise UserError(f"{model.id} holds none of {', '.join(kind.base_files)}; name the model that does as its base")
+    base = fetch(model.base or kind.base, model.base_revision, kind.base_files)
+    below = {f"base/{name}": entry["sha256"] for name, entry in pinned(base, kind.base_files).items()}
+    if not below:
+        raise UserError(f"{model.base or kind.base} holds none of {', '.join(kind.base_files)}")
+    return Source(folder, base, content_hash(own | below))
 
 
 def pinned(folder: Path, patterns: tuple[str, ...]) -> dict[str, dict[str, str | int]]:

@@ -21,7 +21,9 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from pahi.errors import UserError
 from pahi.rewards.base import Kind, Prepared, Source
 from pahi.rewards.files import first_line
-from pahi.rewards.preprocess import clip_pixels
+from pahi.rewards.preprocess import Pixels
+from pahi.rewards.towers import DTYPES, check_vocabulary, tokenize
+from pahi.settings import RewardModel
 
 PUBLISHED_MEAN, PUBLISHED_STD = 0.16717362830052426, 1.0333394966054072
 PUBLISHED_TOKENS = 35
@@ -100,7 +102,7 @@ class ImageRewardModel(nn.Module):
 
     def pixels(self, images: Tensor) -> Tensor:
         """Pictures (batch, 3, h, w) around [0, 1], of any size -> what `forward` reads, (batch, 3, size, size)."""
-        return clip_pixels(images, self.image_size, "crop_rounded")
+        return Pixels(self.image_size, "crop_rounded")(images)
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Normalised pixels (batch, 3, size, size), ids and mask (batch, tokens) -> scores (batch,), float32."""
@@ -236,34 +238,36 @@ class ImageReward:
 
     differentiable = True
 
-    def __init__(self, name: str, source: Source, device: torch.device) -> None:
+    def __init__(self, model: RewardModel, source: Source, device: torch.device) -> None:
         """Raises UserError when the folders hold no ImageReward or no tokenizer."""
         try:
             self.model = ImageRewardModel.from_pretrained(source.folder).to(device)
-            self.tokenizer = AutoTokenizer.from_pretrained(source.processor)
+            self.tokenizer = AutoTokenizer.from_pretrained(source.base)
         except Exception as error:  # a torn or hostile file shows itself in as many ways as there are readers
-            raise UserError(f"reward {name}: cannot load {source.folder}: {first_line(error)}") from None
+            raise UserError(f"reward {model.name}: cannot load {source.folder}: {first_line(error)}") from None
+        check_vocabulary(self.tokenizer, self.model.text_config.vocab_size, model.name)
+        # The head stays in float32: five layers in a row without an activation lose what a narrower type cuts off.
+        self.model.visual_encoder.to(DTYPES[model.dtype])
+        self.model.text_encoder.to(DTYPES[model.dtype])
         self.model.requires_grad_(False).eval()
-        self.name, self.hash, self.device = name, source.hash, device
+        self.name, self.hash, self.device = model.name, source.hash, device
 
     @torch.no_grad()
     def prepare(self, prompts: list[str]) -> Prepared:
-        """input_ids and attention_mask (batch, tokens): the text tower looks at the picture, so no more is constant."""
-        batch = self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=self.model.tokens, return_tensors="pt"
-        )
-        return {"input_ids": batch.input_ids.to(self.device), "attention_mask": batch.attention_mask.to(self.device)}
+        """input_ids, attention_mask (batch, tokens): the text tower looks at the picture, so no more is constant."""
+        batch, truncated = tokenize(self.tokenizer, prompts, self.model.tokens)
+        ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
+        return {"input_ids": ids, "attention_mask": mask, "truncated": truncated}
 
     def score(self, images: Tensor, prepared: Prepared, prompts: list[str]) -> Tensor:
-        pixels = self.model.pixels(images)
-        ids, mask = (prepared[n].to(self.device) for n in ("input_ids", "attention_mask"))
-        return self.model(pixels, ids.long(), mask.long())
+        ids, mask = (prepared[name].to(self.device).long() for name in ("input_ids", "attention_mask"))
+        return self.model(self.model.pixels(images), ids, mask)
 
 
 KIND = Kind(
-    load=lambda model, source, device: ImageReward(model.name, source, device),
+    load=ImageReward,
     checkpoint="zai-org/ImageReward",
     license="Apache-2.0",
     files=(PUBLISHED_WEIGHTS, "med_config.json", "config.json", "model.safetensors"),
-    processor="google-bert/bert-base-uncased",
+    base="google-bert/bert-base-uncased",
 )

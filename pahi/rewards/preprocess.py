@@ -63,11 +63,6 @@ class Pixels:
         return F.interpolate(images, (height, width), mode=self.mode, antialias=True, align_corners=False).clamp(0, 1)
 
 
-def clip_pixels(images: Tensor, size: int, fit: Fit = "crop") -> Tensor:
-    """`Pixels` as CLIP was trained with them."""
-    return Pixels(size, fit)(images)
-
-
 def as_rgb(images: Tensor) -> Tensor:
     """(batch, channels, h, w) -> (batch, 3, h, w): grey is repeated and alpha dropped, as PIL's convert("RGB") does."""
     channels = images.shape[1]
