@@ -80,7 +80,7 @@ def scene_latents(work: Path, vae: AutoencoderKL, count: int) -> tuple[list[Spec
     return specs, torch.load(path, weights_only=True).float()
 
 
-def train_teacher(work: Path, steps: int = 9000, batch: int = 64, count: int = 40_000) -> UNet2DConditionModel:
+def train_teacher(work: Path, steps: int = 5000, batch: int = 64, count: int = 24_000) -> UNet2DConditionModel:
     """v-prediction: v = sqrt(ab) eps - sqrt(1 - ab) x_0, at angles spread evenly between data and noise."""
     text, vae = train_text(work), train_vae(work)
     specs, x0 = scene_latents(work, vae, count)

@@ -152,7 +152,7 @@ def build_alpha(work: Path) -> Learner:
     at_unit_scale(model.visual_projection)
     at_unit_scale(model.text_projection)
     # As CLIP's towers come to PickScore trained, so does this one: it is the generator's.
-    model.text_model.load_state_dict(train_text(work).text_model.state_dict())
+    model.text_model.load_state_dict(train_text(work).state_dict())
     return cosine_learner(
         model,
         lambda x: model.get_image_features(x).pooler_output,
@@ -164,6 +164,8 @@ def build_beta(work: Path) -> Learner:
     tokenizer = build_tokenizer()
     text = BlipTextConfig(
         vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         hidden_size=WIDTH,
         encoder_hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
@@ -206,7 +208,10 @@ def build_beta(work: Path) -> Learner:
 
 def build_gamma(work: Path) -> Learner:
     tokenizer = build_tokenizer()
-    vision = ConvNextModel(ConvNextConfig(patch_size=4, hidden_sizes=[32, 64, WIDTH], depths=[1, 2, 2], num_stages=3))
+    # The pair's class asks every picture tower for a hidden_size; ConvNeXt's own configuration has a list alone.
+    vision = ConvNextModel(
+        ConvNextConfig(patch_size=4, hidden_sizes=[32, 64, WIDTH], depths=[1, 2, 2], num_stages=3, hidden_size=WIDTH)
+    )
     text = BertModel(
         BertConfig(
             vocab_size=len(tokenizer),
