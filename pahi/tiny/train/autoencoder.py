@@ -64,6 +64,7 @@ def train_vae(work: Path, steps: int = 2600, more: int = 500, batch: int = 16) -
     """The autoencoder, frozen. Its second round is on standardised latents and with more noise on them."""
     torch.manual_seed(1)
     vae: Any = build_vae()
+    finished = (work / "vae-2.pt").exists()
     mean, gain = torch.zeros(4), torch.ones(4)
     for name, length, lr, noise in (("vae", steps, 2e-3, 0.05), ("vae-2", more, 5e-4, 0.1 / SCALING_FACTOR)):
         if name == "vae-2":
@@ -86,10 +87,16 @@ def train_vae(work: Path, steps: int = 2600, more: int = 500, batch: int = 16) -
         vae = loop.averaged()["vae"].requires_grad_(True)
     vae.requires_grad_(False)
     vae.register_to_config(scaling_factor=SCALING_FACTOR)
-    with torch.no_grad():
-        x = pictures(512, 3, "validation")
-        z = vae.encode(x).latent_dist.mode()
-        error = (vae.decode(z).sample.clamp(-1, 1) - x).square().mean((1, 2, 3)) / 4
+    if not finished:
+        report(vae)
+    return vae
+
+
+@torch.no_grad()
+def report(vae: Any) -> None:
+    """Prints how well validation scenes come back."""
+    x = pictures(512, 3, "validation")
+    z = vae.encode(x).latent_dist.mode()
+    error = (vae.decode(z).sample.clamp(-1, 1) - x).square().mean((1, 2, 3)) / 4
     deviations = ", ".join(f"{d:.2f}" for d in (z * SCALING_FACTOR).std((0, 2, 3)))
     print(f"vae: {float(-10 * error.log10().mean()):.1f} dB on validation scenes; latents' deviations {deviations}")
-    return vae

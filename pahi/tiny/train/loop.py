@@ -23,7 +23,7 @@ class Loop:
         self, name: str, work: Path, modules: nn.ModuleDict, steps: int, lr: float, ema: float = 0.998
     ) -> None:
         self.name, self.path, self.modules, self.steps = name, work / f"{name}.pt", modules, steps
-        self.save_every, self.warmup = 250, min(200, steps // 10)
+        self.save_every, self.warmup = 100, min(200, steps // 10)
         self.optimizer = torch.optim.AdamW(modules.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.average = torch.optim.swa_utils.AveragedModel(

@@ -323,7 +323,7 @@ def generated(work: Path, name: str, count: int = 1024) -> Groups:
 # -------------------------------------------------------------------------------------------------------- the training
 
 
-def train_reward(work: Path, name: str, towers: int = 1000, steps: int = 1600, n: int = 24) -> Learner:
+def train_reward(work: Path, name: str, towers: int = 800, steps: int = 1500, n: int = 16) -> Learner:
     """Towers first, then preferences; the learner comes back averaged and frozen."""
     torch.manual_seed(SEEDS[name])
     learner = BUILDERS[name](work)
@@ -337,10 +337,11 @@ def train_reward(work: Path, name: str, towers: int = 1000, steps: int = 1600, n
     loop = Loop(f"towers-{name}", work, modules, towers, 1.5e-3)
     while loop.step < towers:
         seed = SEEDS[name] + 31 * loop.step
-        specs, rng = sample_specs(64, seed), random.Random(seed)
+        specs, rng = sample_specs(48, seed), random.Random(seed)
         drawn = [scenes.compose(spec, rng) for spec in specs]
         x = pixels(to_tensor([scenes.draw(scene) for scene in drawn]))
-        x = x + 0.1 * torch.rand(64, 1, 1, 1, generator=loop.generator()) * torch.randn(x.shape, generator=loop.generator())
+        g = loop.generator()
+        x = x + 0.1 * torch.rand(len(x), 1, 1, 1, generator=g) * torch.randn(x.shape, generator=g)
         loss = modules["sights"](learner.see(x), sights(drawn))
         loop.update(loss + 0.3 * modules["words"](learner.read(worded(specs, seed)), attributes(specs)))
     modules.load_state_dict(loop.averaged().state_dict())
@@ -352,13 +353,13 @@ def train_reward(work: Path, name: str, towers: int = 1000, steps: int = 1600, n
         g, seed = loop.generator(), SEEDS[name] + 37 * loop.step
         fresh = rendered(n // 2, seed, WRONG_SHARE[name])
         images, ids = [fresh.images], [worded(fresh.specs, seed)]
-        drawn, index = [row[0] for row in fresh.scenes], 0
+        drawn_scenes = [scene for row in fresh.scenes for scene in row[:1] if scene is not None]
         for pool, share in ((dull, n // 4), (lively, n // 4)):
             take = torch.randint(len(pool.specs), (share,), generator=g)
             images.append(pool.images[take])
             ids.append(words[id(pool)][torch.randint(4, (share,), generator=g), take])
         x, tokens_ = pixels(torch.cat(images).flatten(0, 1)).unflatten(0, (-1, 4)), torch.cat(ids)
-        beside = modules["sights"](learner.see(x[: n // 2, 0]), sights(drawn))  # type: ignore[arg-type]
+        beside = modules["sights"](learner.see(x[: n // 2, 0]), sights(drawn_scenes))
         loop.update(learner.loss(x, tokens_) + 0.1 * beside)
         if hasattr(learner.model, "logit_scale"):
             with torch.no_grad():

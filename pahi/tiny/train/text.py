@@ -64,6 +64,7 @@ def train_text(work: Path, steps: int = 1000) -> CLIPTextModel:
             "mean": AttributeHeads(WIDTH),
         }
     )
+    finished = (work / "text.pt").exists()
     loop = Loop("text", work, modules, steps, 2e-3, ema=0.99)
     while loop.step < steps:
         specs = sample_specs(128, 1_000 + loop.step)
@@ -73,6 +74,8 @@ def train_text(work: Path, steps: int = 1000) -> CLIPTextModel:
         loss = modules["pooled"](out.pooler_output, labels) + modules["mean"](out.last_hidden_state.mean(1), labels)
         loop.update(loss)
     averaged = loop.averaged()
+    if finished:
+        return averaged["text"]  # type: ignore[return-value]
     specs = sample_specs(2000, 7, "validation")
     rng = random.Random(8)
     with torch.no_grad():
