@@ -109,19 +109,22 @@ BACKGROUND_TOLERANCE = 40.0  # distance of a background from its name's colour
 COLOR_TOLERANCE = 38.0  # distance of a thing's colour from its name's; two palette colours lie 90 apart, or more
 DIFFERENT = 45.0  # distance from the background where a thing may begin; palette and backgrounds lie 99 apart, or more
 SPECK = 6  # pixels that make no thing
-FIT = 0.075  # squared error of coverage, as a share of the area, that a shape may have
-CLEARLY = 0.6  # and as a share of the next best shape's
-BLUR = 2.0  # sigma whose softness is too much
+FIT = 0.11  # squared error of coverage, as a share of the area, that a shape may have
+CLEARLY = 0.7  # and as a share of the next best shape's
+BLUR = 1.6  # sigma whose softness is too much
+GHOST = 0.75  # pixels half covered without being an edge, as a share of the root of the area
 EXTENTS = (6.5, 19.0)  # smallest and largest half extent of a thing
-LEFTOVER = 14.0  # largest mean over 5x5 pixels of what background and things do not explain
-LEFTOVER_EDGE = 0.12  # the same within 3 pixels of an edge, as a share of its contrast, on top
+LEFTOVER = 12.0  # largest mean over 5x5 pixels of what background and things do not explain
+WAVER = 0.4  # the same within 3 pixels of an edge, as a share of the thing's contrast, on top: an edge may waver,
+TINGE = 0.08  # but not take on another colour
 NOISE = 16.0  # largest standard deviation of a pixel's channel, away from edges
 DIRECTION = 0.25  # smallest share of the distance between two things that one is left of or above the other by
 SIZE_BOUNDARY = 12.0  # half extent where small ends and large begins
 
-_EXTENTS = (6.5, 8.0, 10.0, 12.5, 15.5, 19.0)  # half extents that templates are drawn for
+_DRAWN = (6.5, 8.0, 10.0, 12.5, 15.5, 19.0)  # half extents that templates are drawn for
 _FINE = 8  # template pixels a picture's pixel
-_SOFT = 0.55  # Gaussian blur of the templates, in pixels: between a freshly drawn edge and a decoder's
+_SOFT = (0.55, 1.1)  # Gaussian blur of the templates, in pixels; the softer ones where the sharper do not do well
+_PLAIN = 0.03  # squared error of a fit that needs no other
 _BIAS = 0.0625  # pixels by which Pillow's polygons are larger than asked at scenes' scale of 4, beyond templates'
 
 
@@ -158,15 +161,16 @@ class _Template:
 
 
 @cache
-def _templates() -> dict[str, list[_Template]]:
+def _templates(blur: float) -> dict[str, list[_Template]]:
+    """Every shape in every extent, with edges of this Gaussian blur in pixels."""
     found: dict[str, list[_Template]] = {}
     for shape in SHAPES:
-        for r in _EXTENTS:
+        for r in _DRAWN:
             half = int(np.ceil(r * 1.2 + 4)) * _FINE
             image = Image.new("L", (2 * half, 2 * half))
             ImageDraw.Draw(image).polygon(scenes.shape_polygon(shape, half, half, r * _FINE), fill=255)
             sharp = ndimage.uniform_filter(np.asarray(image) / 255.0, _FINE)
-            mask = ndimage.gaussian_filter(sharp, _SOFT * _FINE).astype(np.float32)
+            mask = ndimage.gaussian_filter(sharp, blur * _FINE).astype(np.float32)
             softest = ndimage.gaussian_filter(sharp, BLUR * _FINE)
             at = (np.arange(2 * half) + 0.5 - half) / _FINE
             total = mask.sum()
@@ -183,6 +187,28 @@ def _templates() -> dict[str, list[_Template]]:
     return found
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """A shape laid over a region: its squared error a pixel of area, and how it lies."""
+
+    error: float
+    shape: str
+    cx: float
+    cy: float
+    scale: float
+    template: _Template
+    laid: np.ndarray
+
+
+@dataclass
+class _Drawing:
+    """The picture as it was understood so far: (64, 64) and (64, 64, 3), in steps of 255."""
+
+    coverage: np.ndarray  # of each pixel by all things
+    colors: np.ndarray
+    ways: np.ndarray  # around each thing, the way from the background's colour to its own
+
+
 def read(image: np.ndarray) -> Reading:
     """What a picture (64, 64, 3) in [0, 1] shows."""
     pixels = np.asarray(image, dtype=np.float64)
@@ -190,63 +216,78 @@ def read(image: np.ndarray) -> Reading:
     pixels = np.nan_to_num(pixels, nan=0.5).clip(0, 1) * 255.0
     ring = (pixels[:2], pixels[-2:], pixels[2:-2, :2], pixels[2:-2, -2:])
     back = np.median(np.concatenate([side.reshape(-1, 3) for side in ring]), axis=0)
-    away = np.sqrt(((pixels - back) ** 2).sum(-1))
-    labels, _ = ndimage.label(away > np.maximum(DIFFERENT, 0.4 * ndimage.maximum_filter(away, 9)))
-    coverage = np.zeros(pixels.shape[:2])
-    model = np.tile(back, (*pixels.shape[:2], 1))
-    things = []
-    for label, found in enumerate(ndimage.find_objects(labels), 1):
-        if (labels[found] == label).sum() > SPECK:
-            things.append(_measure(pixels - back, back, labels, label, found, coverage, model))
-    clear = whole and _explained(pixels - model, model - back, coverage)
-    return Reading(_named(back, BACKGROUNDS), tuple(things), clear)
+    distance = np.sqrt(((pixels - back) ** 2).sum(-1))
+    labels, _ = ndimage.label(distance > np.maximum(DIFFERENT, 0.4 * ndimage.maximum_filter(distance, 9)))
+    drawing = _Drawing(np.zeros(labels.shape), np.tile(back, (*labels.shape, 1)), np.zeros_like(pixels))
+    things = [
+        _measure(pixels, back, labels, label, found, drawing)
+        for label, found in enumerate(ndimage.find_objects(labels), 1)
+        if (labels[found] == label).sum() > SPECK
+    ]
+    return Reading(_named(back, BACKGROUNDS), tuple(things), whole and _explained(pixels, drawing))
 
 
 def _measure(
-    away: np.ndarray,
+    pixels: np.ndarray,
     back: np.ndarray,
     labels: np.ndarray,
     label: int,
     found: tuple[slice, slice],
-    coverage: np.ndarray,
-    model: np.ndarray,
+    drawing: _Drawing,
 ) -> Seen:
-    """One region, and its best shape laid into coverage and model."""
-    rows, columns = (slice(max(s.start - 3, 0), min(s.stop + 3, SIZE)) for s in found)
-    window = labels[rows, columns]
+    """One region, and its best shape laid into the drawing."""
+    here = rows, columns = (
+        slice(max(found[0].start - 3, 0), min(found[0].stop + 3, SIZE)),
+        slice(max(found[1].start - 3, 0), min(found[1].stop + 3, SIZE)),
+    )
+    window, away = labels[here], pixels[here] - back
     own = window == label
     for size in (5, 3, 1):
         core = ndimage.minimum_filter(own, size)
         if core.sum() >= 5:
             break
-    way = np.median(away[rows, columns][core], axis=0)  # from the background's colour to the thing's
+    way = np.median(away[core], axis=0)
+    if way @ way < DIFFERENT**2:  # a region without a colour of its own
+        return Seen(None, None, (columns.start + columns.stop) / 2, (rows.start + rows.stop) / 2, 0.0)
     others = ndimage.maximum_filter((window != 0) & ~own, 3)
-    cover = np.where(others, 0.0, (away[rows, columns] @ way / (way @ way)).clip(-0.5, 1.5))
+    # How far each pixel lies on the way from the background's colour to the thing's. Its sum and centroid are those of
+    # the shape however soft the edges are.
+    cover = np.where(others, 0.0, (away @ way / (way @ way)).clip(-0.5, 1.5))
+    fits = _fits(cover, rows, columns, _SOFT[0])
+    if fits[0].error > min(_PLAIN, CLEARLY * fits[1].error):
+        fits = min(fits, _fits(cover, rows, columns, _SOFT[1]), key=lambda f: f[0].error)
+    best, second = fits[:2]
+    r = best.template.r * best.scale - _BIAS
+    slope = np.hypot(*np.gradient(cover))
+    plateau = (np.abs(cover - 0.5) < 0.3) & (slope < 0.1)
+    good = (
+        best.error < min(FIT, CLEARLY * second.error)
+        and float((cover * (1 - cover)).clip(0).sum()) < best.template.soft * best.scale
+        and plateau.sum() < GHOST * max(cover.sum(), 1.0) ** 0.5
+        and EXTENTS[0] <= r <= EXTENTS[1]
+        and min(best.cx, best.cy) - r > -0.5
+        and max(best.cx, best.cy) + r < SIZE + 0.5
+    )
+    drawing.coverage[here] += best.laid
+    drawing.colors[here] += best.laid[..., None] * way
+    drawing.ways[here] = way
+    return Seen(best.shape if good else None, _named(back + way, COLORS), best.cx, best.cy, r)
+
+
+def _fits(cover: np.ndarray, rows: slice, columns: slice, blur: float) -> list[_Fit]:
+    """Each shape of the window's area and centroid laid over it, best first."""
     area = max(float(cover.sum()), 1.0)
-    mx = float(cover.sum(0) @ np.arange(columns.start + 0.5, columns.stop)) / area
-    my = float(cover.sum(1) @ np.arange(rows.start + 0.5, rows.stop)) / area
+    x = float(cover.sum(0) @ np.arange(columns.start + 0.5, columns.stop)) / area
+    y = float(cover.sum(1) @ np.arange(rows.start + 0.5, rows.stop)) / area
     fits = []
-    for shape, templates in _templates().items():
+    for shape, templates in _templates(blur).items():
         r = templates[2].r * (area / templates[2].area) ** 0.5
         template = min(templates, key=lambda t: abs(t.r - r))
         scale = (area / template.area) ** 0.5
-        cx, cy = mx - template.dx * scale, my - template.dy * scale
+        cx, cy = x - template.dx * scale, y - template.dy * scale
         laid = _lay(template, cx, cy, scale, rows, columns)
-        fits.append((float(((cover - laid) ** 2).sum()) / area, shape, cx, cy, scale, template, laid))
-    fits.sort(key=lambda fit: fit[0])
-    error, shape, cx, cy, scale, template, laid = fits[0]
-    r = template.r * scale - _BIAS
-    softness = float((cover * (1 - cover)).clip(0).sum())
-    good = (
-        error < min(FIT, CLEARLY * fits[1][0])
-        and softness < template.soft * scale
-        and EXTENTS[0] <= r <= EXTENTS[1]
-        and min(cx, cy) - r > -0.5
-        and max(cx, cy) + r < SIZE + 0.5
-    )
-    coverage[rows, columns] += laid
-    model[rows, columns] += laid[..., None] * way
-    return Seen(shape if good else None, _named(back + way, COLORS), cx, cy, r)
+        fits.append(_Fit(float(((cover - laid) ** 2).sum()) / area, shape, cx, cy, scale, template, laid))
+    return sorted(fits, key=lambda fit: fit.error)
 
 
 def _lay(template: _Template, cx: float, cy: float, scale: float, rows: slice, columns: slice) -> np.ndarray:
@@ -259,13 +300,21 @@ def _lay(template: _Template, cx: float, cy: float, scale: float, rows: slice, c
     return template.mask[y[:, None], x]
 
 
-def _explained(rest: np.ndarray, things: np.ndarray, coverage: np.ndarray) -> bool:
-    """Whether background and things leave nothing over: rest and things (64, 64, 3) in RGB steps."""
-    contrast = ndimage.maximum_filter(np.sqrt((things**2).sum(-1)), 7)
-    edge = ndimage.maximum_filter(coverage, 7) - ndimage.minimum_filter(coverage, 7) > 0.05
-    left = np.sqrt((ndimage.uniform_filter(rest, (5, 5, 1)) ** 2).sum(-1))
-    noise = float(np.sqrt((rest[~edge] ** 2).mean())) if (~edge).any() else np.inf
-    return bool((left < LEFTOVER + LEFTOVER_EDGE * contrast * edge).all()) and noise < NOISE
+def _explained(pixels: np.ndarray, drawing: _Drawing) -> bool:
+    """Whether the picture is what was drawn again: nothing left over, few pixels' noise aside."""
+    rest = pixels - drawing.colors
+    edge = ndimage.maximum_filter(drawing.coverage, 7) - ndimage.minimum_filter(drawing.coverage, 7) > 0.05
+    contrast = np.sqrt((drawing.ways**2).sum(-1)) * edge
+    direction = drawing.ways * (edge / np.maximum(contrast, 1.0))[..., None]
+    left = ndimage.uniform_filter(rest, (5, 5, 1))
+    along = (left * direction).sum(-1)
+    across = np.sqrt(((left - along[..., None] * direction) ** 2).sum(-1))
+    return bool(
+        not edge.all()
+        and np.sqrt((rest[~edge] ** 2).mean()) < NOISE
+        and (np.abs(along) < LEFTOVER + WAVER * contrast).all()
+        and (across < LEFTOVER + TINGE * contrast).all()
+    )
 
 
 def _named(color: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> str | None:

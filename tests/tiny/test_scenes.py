@@ -87,7 +87,7 @@ def test_every_spec_is_there_once_with_its_key() -> None:
 
 
 def test_one_scene_has_one_spec() -> None:
-    """The order of two things without a relation is that of their shapes, and right and below are said as left, above."""
+    """Two things without a relation are in the order of their shapes; right and below are said of left and above."""
     for spec in all_specs():
         assert spec.relation in (None, "left", "above")
         if spec.relation is None:
