@@ -63,13 +63,25 @@ class Generator(Tree):
     license: str = Field("unknown", description="Its licence, for the dataset's card.")
 
 
+def reward_kinds() -> list[str]:
+    """The kinds of rewards: the files of pahi/rewards, less those that every kind shares."""
+    shared = ("__init__", "base", "ensemble", "files", "load", "preprocess", "reference", "towers")
+    names = (file.name.removesuffix(".py") for file in (resources.files("pahi") / "rewards").iterdir())
+    return sorted(name for name in names if name.isidentifier() and name not in (*shared, "__pycache__"))
+
+
 class RewardModel(Tree):
     """One reward model or judge."""
 
     name: str = Field(pattern="^[a-z0-9_]+$", description="How it is called in tables.")
-    kind: Literal["pickscore", "callable"] = Field(description="Its architecture, or any Python callable.")
+    kind: Literal[tuple(reward_kinds())] = Field(  # type: ignore[valid-type]
+        description="Its architecture, or any Python callable."
+    )
     id: str = Field(description="Local folder, Hub id or pkg:package/folder; module:function for a callable.")
     revision: str | None = Field(None, description="Commit of the Hub repository.")
+    base: str | None = Field(None, description="Where its tokenizer, or the CLIP below its head, lies, if elsewhere.")
+    base_revision: str | None = Field(None, description="Commit of that Hub repository.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Precision of its towers.")
     weight: float = Field(1.0, ge=0, description="Weight in the training loss, in within-prompt standard deviations.")
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pahi.artifacts.fingerprint import content_hash
 from pahi.errors import UserError
-from pahi.rewards.base import Prepared
+from pahi.rewards.base import Kind, Prepared
 
 
 class CallableReward:
@@ -47,3 +47,11 @@ class CallableReward:
         if scores.shape != (len(prompts),):
             raise UserError(f"reward {self.name}: expected {len(prompts)} scores, got shape {tuple(scores.shape)}")
         return scores.to(images.device)
+
+
+KIND = Kind(
+    load=lambda model, source, device: CallableReward(model.name, model.id),
+    files=(),
+    differentiable=False,
+    digest=lambda model: CallableReward(model.name, model.id).hash,
+)

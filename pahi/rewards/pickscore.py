@@ -1,17 +1,12 @@
 """PickScore: exp(logit_scale) * cos(CLIP text, CLIP image). Kirstain et al. 2023, yuvalkirstain/PickScore_v1."""
 
-from pathlib import Path
-
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel
 
-from pahi import models
-from pahi.errors import UserError
-from pahi.rewards.base import Prepared
-from pahi.rewards.preprocess import clip_pixels
+from pahi.rewards.base import Kind, Prepared, Source
+from pahi.rewards.preprocess import Pixels
+from pahi.rewards.towers import Towers
+from pahi.settings import RewardModel
 
 
 class PickScore:
@@ -19,32 +14,22 @@ class PickScore:
 
     differentiable = True
 
-    def __init__(self, name: str, folder: Path, device: torch.device) -> None:
+    def __init__(self, model: RewardModel, source: Source, device: torch.device) -> None:
         """Raises UserError when the folder holds no CLIP model."""
-        try:
-            model, report = CLIPModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"reward {name}: cannot load {folder}: {str(error).splitlines()[0]}") from None
-        # transformers fills what a checkpoint lacks with random numbers, and only warns.
-        if report["missing_keys"]:
-            raise UserError(f"reward {name}: {folder} is no whole CLIP model: it lacks {min(report['missing_keys'])}")
-        self.model = model.to(device)
-        self.model.requires_grad_(False).eval()
-        self.name, self.hash = name, models.model_hash(folder)
-        self.size = self.model.config.vision_config.image_size
-        self.tokens = self.model.config.text_config.max_position_embeddings
+        self.name, self.hash = model.name, source.hash
+        self.towers = Towers(model.name, source, device, model.dtype)
+        self.pixels = Pixels(self.towers.size)
 
-    @torch.no_grad()
     def prepare(self, prompts: list[str]) -> Prepared:
-        """text_features (batch, width), of unit length."""
-        batch = self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=self.tokens, return_tensors="pt"
-        ).to(self.model.device)
-        features = self.model.get_text_features(batch.input_ids, attention_mask=batch.attention_mask).pooler_output
-        return {"text_features": F.normalize(features, dim=-1)}
+        return self.towers.text(prompts)
 
     def score(self, images: Tensor, prepared: Prepared, prompts: list[str]) -> Tensor:
-        features = self.model.get_image_features(clip_pixels(images, self.size)).pooler_output
-        text = prepared["text_features"].to(features.device)
-        return self.model.logit_scale.exp() * (F.normalize(features, dim=-1) * text).sum(-1)
+        return self.towers.logit_scale.exp() * self.towers.cosine(self.pixels(images), prepared)
+
+
+KIND = Kind(
+    load=PickScore,
+    checkpoint="yuvalkirstain/PickScore_v1",
+    license="MIT",
+    base="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+)

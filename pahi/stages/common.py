@@ -101,7 +101,7 @@ class Context:
         """The rewards as a fingerprint sees them: their content hashes are inputs, so ids and revisions are not."""
         r = self.settings.rewards
         return [
-            {"role": role, "name": m.name, "kind": m.kind, "weight": m.weight}
+            {"role": role, "name": m.name, "kind": m.kind, "dtype": m.dtype, "weight": m.weight}
             for role, models in (("train", r.train), ("held_out", r.held_out), ("judge", r.judges))
             for m in models
         ]

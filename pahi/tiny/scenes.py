@@ -198,7 +198,7 @@ def compose(spec: Spec, rng: random.Random) -> Scene:
         item = spec.items[0]
         color = item.color or rng.choice(list(COLORS))
         quarters = rng.sample([(0, 0), (1, 0), (0, 1), (1, 1)], item.count)
-        return Scene(tuple(_in_quarter(item.shape, color, *q, rng) for q in quarters), background)
+        return Scene(tuple(in_quarter(item.shape, color, *q, rng) for q in quarters), background)
     if spec.relation == "left":
         places = [(0, rng.randrange(2)), (1, rng.randrange(2))]
     elif spec.relation == "above":
@@ -208,11 +208,12 @@ def compose(spec: Spec, rng: random.Random) -> Scene:
     colors = [item.color for item in spec.items]
     for i, named in enumerate(colors):
         colors[i] = named or rng.choice([c for c in COLORS if c not in colors])
-    things = [_in_quarter(i.shape, c, *q, rng) for i, c, q in zip(spec.items, colors, places, strict=True)]  # type: ignore[arg-type]
+    things = [in_quarter(i.shape, c, *q, rng) for i, c, q in zip(spec.items, colors, places, strict=True)]  # type: ignore[arg-type]
     return Scene(tuple(things), background)
 
 
-def _in_quarter(shape: str, color: str, column: int, row: int, rng: random.Random) -> Thing:
+def in_quarter(shape: str, color: str, column: int, row: int, rng: random.Random) -> Thing:
+    """A thing somewhere in a quarter of the picture: column and row are 0 or 1."""
     r = rng.uniform(*SLOT_SIZE)
     play = SIZE / 4 - r - MARGIN
     return Thing(

@@ -26,7 +26,7 @@ from transformers import (
 from pahi.errors import UserError
 from pahi.rewards import load_reward
 from pahi.rewards.load import reward_hash
-from pahi.rewards.preprocess import CLIP_MEAN, CLIP_STD, clip_pixels
+from pahi.rewards.preprocess import CLIP_MEAN, CLIP_STD, Pixels
 from pahi.settings import RewardModel
 
 SIZE = 224
@@ -183,7 +183,7 @@ def unnormalised(pixels: Tensor) -> Tensor:
 def test_pixels_are_within_two_thousandths_of_pil(tokenizer: CLIPTokenizer, shape: tuple[int, int]) -> None:
     image = photo(*shape)
     expected = unnormalised(pil_pixels(tokenizer, image))
-    got = unnormalised(clip_pixels(tensor(image)[None], SIZE))
+    got = unnormalised(Pixels(SIZE)(tensor(image)[None]))
     assert got.shape == expected.shape == (1, 3, SIZE, SIZE)
     assert float((got - expected).abs().mean()) <= 0.002
     if min(shape) > 1.4 * SIZE:
@@ -205,7 +205,7 @@ def test_every_size_of_picture_is_cropped_where_pil_crops(height: int, width: in
     for ramp in (across, down):
         image = Image.fromarray((ramp * 255).round().byte().permute(1, 2, 0).numpy())
         expected = unnormalised(pil(images=[image], return_tensors="pt")["pixel_values"])
-        got = unnormalised(clip_pixels(tensor(image)[None], size))
+        got = unnormalised(Pixels(size)(tensor(image)[None]))
         assert got.shape == expected.shape
         assert float((got - expected).abs().mean()) <= 0.003
 

@@ -1,0 +1,169 @@
+"""The generator in SD-Turbo's layout: a multi-step teacher, and the student that draws its pictures in one step.
+
+    teacher  UNet2DConditionModel, v-prediction on SD's own noise schedule, on latents of training scenes
+    pairs    (noise, prompt) -> the latents that the teacher reaches from that noise in STEPS Euler steps
+    student  starts as the teacher, and learns that map at t = 999 alone, by regression
+
+The text encoder is taught before (text.py) and frozen, so that teacher and student share it.
+"""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from pahi.tiny import scenes
+from pahi.tiny.scenes import Spec
+from pahi.tiny.train.autoencoder import train_vae
+from pahi.tiny.train.data import build_tokenizer, sample_specs, to_tensor, tokens
+from pahi.tiny.train.loop import Loop
+from pahi.tiny.train.text import WIDTH, train_text
+
+EULER = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "timestep_spacing": "trailing",
+    "prediction_type": "v_prediction",
+}
+STEPS = 16  # of the teacher
+PAIRS = 16_384  # of noise and the teacher's picture
+LATENTS = (4, 16, 16)
+
+
+def build_unet() -> UNet2DConditionModel:
+    """Attention where the picture is 4x4: every token there sees a quarter's half, so it decides what goes where."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(40, 72, 120),
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        use_linear_projection=True,
+        # The whole prompt, pooled, beside the time step in every block: cross-attention alone learns slowly here.
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+    )
+
+
+@torch.no_grad()
+def embed(text: CLIPTextModel, ids: Tensor) -> Tensor:
+    """(n, tokens) -> (n, tokens, WIDTH)."""
+    return torch.cat([text(part).last_hidden_state for part in ids.split(512)])
+
+
+def worded(specs: list[Spec], seed: int) -> Tensor:
+    """(n, CONTEXT): one wording of each spec."""
+    rng = random.Random(seed)
+    return tokens(build_tokenizer(), [scenes.wording(spec, rng) for spec in specs])
+
+
+@torch.no_grad()
+def scene_latents(work: Path, vae: AutoencoderKL, count: int) -> tuple[list[Spec], Tensor]:
+    """Training specs and the scaled latents (count, 4, 16, 16) of one scene of each, kept in `work`."""
+    specs = sample_specs(count, 11)
+    path = work / f"latents-{count}.pt"
+    if not path.exists():
+        rng, parts = random.Random(12), []
+        for start in range(0, count, 256):
+            x = to_tensor([scenes.render(spec, rng) for spec in specs[start : start + 256]]).float() / 127.5 - 1
+            parts.append(vae.encode(x).latent_dist.mode())
+        torch.save((torch.cat(parts) * vae.config.scaling_factor).half(), path)
+    return specs, torch.load(path, weights_only=True).float()
+
+
+def train_teacher(work: Path, steps: int = 5000, batch: int = 64, count: int = 24_000) -> UNet2DConditionModel:
+    """v-prediction: v = sqrt(ab) eps - sqrt(1 - ab) x_0, at angles spread evenly between data and noise."""
+    text, vae = train_text(work), train_vae(work)
+    specs, x0 = scene_latents(work, vae, count)
+    ids = torch.stack([worded(specs, seed) for seed in range(4)])  # (4, n, CONTEXT)
+    torch.manual_seed(3)
+    modules = nn.ModuleDict({"unet": build_unet().to(memory_format=torch.channels_last)})
+    loop = Loop("teacher", work, modules, steps, 1.5e-3, ema=0.999)
+    unet: Any = torch.compile(modules["unet"])
+    alpha_bar = EulerDiscreteScheduler(**EULER).alphas_cumprod
+    angles = torch.acos(alpha_bar.sqrt())  # (1000,), rising
+    while loop.step < steps:
+        g = loop.generator()
+        index = torch.randint(count, (batch,), generator=g)
+        angle = angles[0] + (angles[-1] - angles[0]) * torch.rand(batch, generator=g)
+        t = torch.searchsorted(angles, angle).clamp(max=999)
+        a, s = alpha_bar[t].sqrt().view(-1, 1, 1, 1), (1 - alpha_bar[t]).sqrt().view(-1, 1, 1, 1)
+        eps = torch.randn(batch, *LATENTS, generator=g)
+        embeds = embed(text, ids[torch.randint(4, (batch,), generator=g), index])
+        x = (a * x0[index] + s * eps).contiguous(memory_format=torch.channels_last)
+        loop.update(F.mse_loss(unet(x, t, embeds).sample, a * eps - s * x0[index]))
+    return loop.averaged()["unet"]  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def sample_teacher(unet: UNet2DConditionModel, embeds: Tensor, z: Tensor, steps: int = STEPS) -> Tensor:
+    """Unit noise z (n, 4, 16, 16) -> scaled latents by `steps` Euler steps."""
+    scheduler = EulerDiscreteScheduler(**EULER)
+    scheduler.set_timesteps(steps)
+    x = z * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        x = scheduler.step(unet(scheduler.scale_model_input(x, t), t, embeds).sample, t, x).prev_sample
+    return x
+
+
+def one_step(unet: Any, embeds: Tensor, z: Tensor) -> Tensor:
+    """Unit noise z (n, 4, 16, 16) -> scaled latents, by one step of trailing Euler from t = 999."""
+    sigma = float(EulerDiscreteScheduler(**EULER).init_noise_sigma)
+    length = (sigma**2 + 1) ** 0.5
+    x = (z * (sigma / length)).contiguous(memory_format=torch.channels_last)
+    v = unet(x, torch.full((len(z),), 999), embeds).sample
+    return z * (sigma / length**2) - v * (sigma / length)
+
+
+def make_pairs(work: Path, count: int = PAIRS) -> tuple[list[Spec], Tensor, Tensor, Tensor]:
+    """Specs, ids (n, CONTEXT), noise and the teacher's latents (n, 4, 16, 16); continues where it was stopped."""
+    specs = sample_specs(count, 21)
+    ids = worded(specs, 22)
+    noise = torch.randn(count, *LATENTS, generator=torch.Generator().manual_seed(23))
+    folder, size = work / "pairs", 512
+    folder.mkdir(exist_ok=True)
+    missing = [i for i in range(0, count, size) if not (folder / f"{i:06d}.pt").exists()]
+    if missing:
+        unet, text = train_teacher(work), train_text(work)
+        for i in missing:
+            part = slice(i, min(i + size, count))
+            latents = sample_teacher(unet, embed(text, ids[part]), noise[part])
+            torch.save(latents.half(), folder / "tmp")
+            (folder / "tmp").replace(folder / f"{i:06d}.pt")
+            print(f"pairs {part.stop}/{count}", flush=True)
+    parts = [torch.load(folder / f"{i:06d}.pt", weights_only=True).float() for i in range(0, count, size)]
+    return specs, ids, noise, torch.cat(parts)[:count]
+
+
+def train_student(work: Path, steps: int = 4000, batch: int = 64) -> UNet2DConditionModel:
+    """One step from noise to where the teacher would end, by regression."""
+    _, ids, noise, x0 = make_pairs(work)
+    embeds = embed(train_text(work), ids)
+    modules = nn.ModuleDict({"unet": build_unet().to(memory_format=torch.channels_last)})
+    modules["unet"].load_state_dict(train_teacher(work).state_dict())
+    loop = Loop("student", work, modules, steps, 1e-3, ema=0.998)
+    unet: Any = torch.compile(modules["unet"])
+    while loop.step < steps:
+        index = torch.randint(len(noise), (batch,), generator=loop.generator())
+        out = one_step(unet, embeds[index], noise[index])
+        # Between squares and absolute values: where two scenes are possible it prefers one to the mean of both.
+        loop.update(F.smooth_l1_loss(out, x0[index], beta=0.1))
+    return loop.averaged()["unet"]  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def student_latents(work: Path, part: slice) -> Tensor:
+    """The student's latents for a part of the pairs' noise and prompts."""
+    _, ids, noise, _ = make_pairs(work)
+    student, embeds = train_student(work), embed(train_text(work), ids[part])
+    both = zip(embeds.split(256), noise[part].split(256), strict=True)
+    return torch.cat([one_step(student, e, z) for e, z in both])
