@@ -206,8 +206,8 @@ def compose(spec: Spec, rng: random.Random) -> Scene:
     else:
         places = rng.sample([(0, 0), (1, 0), (0, 1), (1, 1)], 2)
     colors = [item.color for item in spec.items]
-    for i, color in enumerate(colors):
-        colors[i] = color or rng.choice([c for c in COLORS if c not in colors])
+    for i, named in enumerate(colors):
+        colors[i] = named or rng.choice([c for c in COLORS if c not in colors])
     things = [in_quarter(i.shape, c, *q, rng) for i, c, q in zip(spec.items, colors, places, strict=True)]  # type: ignore[arg-type]
     return Scene(tuple(things), background)
 
@@ -305,4 +305,6 @@ def alter(spec: Spec, rng: random.Random) -> tuple[str, Spec]:
         return way, replace(spec, size="large" if spec.size == "small" else "small")
     else:
         return way, replace(spec, background=rng.choice([b for b in BACKGROUNDS if b != spec.background]))
+    if spec.relation is None:
+        items.sort(key=lambda item: item.shape)  # as every spec's are: otherwise it would be of another key and split
     return way, replace(spec, items=tuple(items))
