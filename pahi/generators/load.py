@@ -107,7 +107,10 @@ def base_folder(settings: GeneratorSettings) -> Path:
 
 def part_folder(part: Part) -> Path:
     """The folder that a part's patterns are relative to."""
-    return models.resolve(part.id, part.revision, only=_only(part))
+    folder = models.resolve(part.id, part.revision, only=_only(part))
+    if part.file and not (folder / _only(part)[0]).is_file():
+        raise UserError(f"{part.id} has no {_only(part)[0]}")
+    return folder
 
 
 def generator_hash(settings: GeneratorSettings) -> str:
