@@ -67,7 +67,8 @@ def from_hub(model_id: str, revision: str | None, only: Patterns = (), skip: Pat
     from huggingface_hub import get_cached_repo_tree, snapshot_download
 
     with _explained(model_id, revision):
-        commit = Path(snapshot_download(model_id, revision=revision, allow_patterns=[INDEX])).name
+        first = list(only) or [INDEX]  # whatever it is: the listing of the commit comes with it
+        commit = Path(snapshot_download(model_id, revision=revision, allow_patterns=first)).name
         tree = [file.path for file in get_cached_repo_tree(model_id, revision=commit)]
         parts = None
         if INDEX in tree and not only:
@@ -127,6 +128,9 @@ def _explained(model_id: str, revision: str | None) -> Iterator[None]:
         raise UserError(f"{model_id} has no revision {revision!r} on the Hub") from None
     except errors.RepositoryNotFoundError:
         raise UserError(f"the Hub has no model {model_id!r}, or HF_TOKEN does not let you see it") from None
+    except errors.RemoteEntryNotFoundError as error:
+        name = str(error.response.url).partition("/resolve/")[2].partition("/")[2]
+        raise UserError(f"{model_id}: the Hub lists {name} and does not have it; try another revision") from None
     except errors.LocalEntryNotFoundError as error:
         pinned = f" at {revision}" if revision else ""
         if isinstance(error.__cause__, errors.OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE") == "1":

@@ -65,7 +65,7 @@ def unet_latents(generator: OneStepPipeline) -> tuple[int, int, int]:
 
 
 def guidance_embedding(generator: OneStepPipeline) -> Tensor | None:
-    """timestep_cond (1, time_cond_proj_dim), float32, of a UNet that was distilled with its guidance; None for others."""
+    """timestep_cond (1, time_cond_proj_dim), float32, of a UNet distilled with its guidance; None for others."""
     width = generator.denoiser.config.time_cond_proj_dim
     if width is None:
         generator.refuse_guidance()

@@ -75,8 +75,8 @@ def test_a_clipped_sample_is_clipped(cls: Any, prediction: str) -> None:
 
 
 def rounding(scheduler: Any) -> float:
-    """diffusers' Euler goes from x_T to x_0 by adding, so that the rounding of x_T (sigma 15 as a rule, but 4096 without
-    SNR and 20291 with cosine betas) stays in its x_0."""
+    """diffusers' Euler goes from x_T to x_0 by adding, so that the rounding of x_T stays in its x_0: sigma is 15 as a
+    rule, but 4096 without SNR and 20291 with cosine betas."""
     return 2e-6 * max(1.0, float(scheduler.init_noise_sigma) / 15)
 
 

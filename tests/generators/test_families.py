@@ -1,9 +1,9 @@
 """For every family: our differentiable step draws what diffusers' own pipeline draws, and its gradient is right.
 
-Pictures lie in [0, 1]. diffusers' own float32 pictures are up to 4.3e-6 away from its float64 ones (the test measures it
-again for each family), which is what rounding costs these networks; ours may differ from either by no more than
-TOLERANCE. In float64 the two differ by less than 5e-7: diffusers' schedulers compute in float32 even there. What a wrong
-constant does is at least twenty times the tolerance, for each of the constants.
+Pictures lie in [0, 1]. diffusers' own float32 pictures are up to 4.3e-6 away from its float64 ones (the test measures
+that again for each family), which is what rounding costs these networks; ours may differ from either by no more than
+TOLERANCE. In float64 the two differ by less than 5e-7: diffusers' schedulers compute in float32 even there. A wrong
+constant moves pictures by at least twenty times the tolerance, whichever constant it is.
 """
 
 from collections.abc import Callable

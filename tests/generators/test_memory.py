@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from allocations import peak_bytes
-from published import CASES, PROMPTS, Case, noise
+from published import BY_NAME, CASES, PROMPTS, Case, noise
 from torch import Tensor
 
 from pahi.generators import Conditioning, load_generator
@@ -69,10 +69,7 @@ def test_both_denoiser_and_decoder_are_checkpointed(published: Published, case: 
         generator = load(published, case, **options)
         c = generator.encode(PROMPTS[:BATCH])
         z = noise(generator, BATCH).requires_grad_()
-        if part == "denoiser":
-            run = partial(generator.denoise, z, c)
-        else:
-            run = partial(generator.decode, z)
+        run = partial(generator.denoise, z, c) if part == "denoiser" else partial(generator.decode, z)
         run().sum().backward()
         peaks.append(peak_bytes(lambda run=run: run().sum().backward()))
     assert peaks[1] < 0.95 * peaks[0]
@@ -97,14 +94,16 @@ def test_channels_last_draws_the_same(published: Published, case: Case) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checkpointing", [False, True])
-@every
-def test_compiled_networks_draw_the_same(
-    published: Published, case: Case, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["sd-turbo", "sdxl-turbo", "pixart-dmd", "sana-sprint", "flux-schnell"])
+def test_compiled_networks_draw_the_same(published: Published, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through dynamo and AOTAutograd; only the last step, generating code for this CPU, is left out for time."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    plain, compiled = load(published, case), load(published, case, compile=True, checkpointing=checkpointing)
-    calls = torch._dynamo.utils.counters["frames"]["ok"]
+    case = BY_NAME[name]
+    options = case.options | {"checkpointing": name == "sd-turbo"}
+    plain, compiled = (
+        load_generator(str(published(case)), device="cpu", **options | {"compile": c}) for c in (False, True)
+    )
+    frames = torch._dynamo.utils.counters["frames"]
+    before = frames["ok"]
     same(compiled, plain)
-    assert torch._dynamo.utils.counters["frames"]["ok"] > calls, "nothing was compiled"
+    assert frames["ok"] > before, "nothing was compiled"
