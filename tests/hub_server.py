@@ -17,7 +17,7 @@ LFS_FROM = 5000  # bytes; the Hub keeps large files apart from git, named by the
 
 @dataclass
 class Repository:
-    """Files by commit, and branches. `breaks`: how often a file's connection ends halfway; `damaged`: another content."""
+    """Files by commit, and branches. `breaks`: how often the connection ends halfway; `damaged`: a bit is flipped."""
 
     commits: dict[str, dict[str, bytes]]
     branches: dict[str, str]
