@@ -54,13 +54,47 @@ class Ingest(Tree):
     shard_rows: int = Field(10_000, ge=1, description="Prompts a shard.")
 
 
+class Part(Tree):
+    """A part of a generator that comes from elsewhere than the rest."""
+
+    id: str = Field(description="Local folder, fsspec URL or Hub id.")
+    revision: str | None = Field(None, description="Commit of the Hub repository.")
+    subfolder: str = Field("", description="Folder of the part inside it.")
+    file: str = Field(
+        "", description="One file of weights inside it, for the architecture of the generator's own part."
+    )
+
+
 class Generator(Tree):
     """The frozen one-step generator."""
 
-    id: str = Field(description="Local folder, Hub id or pkg:package/folder of a diffusers pipeline.")
+    id: str = Field(description="Local folder, fsspec URL, Hub id or pkg:package/folder of a diffusers pipeline.")
     revision: str | None = Field(None, description="Commit of the Hub repository.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Precision of the networks.")
     license: str = Field("unknown", description="Its licence, for the dataset's card.")
+    parts: dict[str, Part] = Field(
+        default_factory=dict,
+        description="Parts in place of its own (unet, transformer, vae, scheduler, ...), or a lora.",
+    )
+    scheduler: str = Field("", description="diffusers' scheduler class in place of its own, with its configuration.")
+    scheduler_config: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="Entries of the scheduler's configuration that differ."
+    )
+    timestep: int | None = Field(None, ge=0, description="Timestep of the one step; the scheduler's own where empty.")
+    guidance: float | None = Field(None, ge=0, description="Guidance embedded in the network; its usual where empty.")
+    size: int | None = Field(None, ge=8, description="Width and height of pictures; its native size where empty.")
+    vae_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the decoder; auto is dtype, and float32 where the checkpoint asks for it."
+    )
+    training_autoencoder: Part | None = Field(
+        None, description="A smaller decoder (AutoencoderTiny) for the pictures that gradients flow through."
+    )
+    checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory.", json_schema_extra=RUNTIME
+    )
+    vae_slicing: bool = Field(False, description="Decode one picture at a time.", json_schema_extra=RUNTIME)
+    channels_last: bool = Field(False, description="Convolutions' layout for GPUs.", json_schema_extra=RUNTIME)
+    compile: bool = Field(False, description="torch.compile denoiser and decoder.", json_schema_extra=RUNTIME)
 
 
 def reward_kinds() -> list[str]:
@@ -246,9 +280,10 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         tree: Any = Settings
         for part in first["loc"][:-1]:
-            annotation = tree.model_fields[part].annotation if isinstance(part, str) else tree
-            inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type)]
-            tree = inner[0] if inner else annotation
+            field = getattr(tree, "model_fields", {}).get(part)
+            if field is not None:  # otherwise the position in a list, or a key of a dictionary
+                inner = [a for a in getattr(field.annotation, "__args__", ()) if hasattr(a, "model_fields")]
+                tree = inner[0] if inner else field.annotation
         return f"unknown setting {where!r}{_nearest(str(first['loc'][-1]), list(getattr(tree, 'model_fields', [])))}"
     message = first["msg"].removeprefix("Value error, ")
     return f"setting {where}: {message}" if where else message

@@ -83,6 +83,8 @@ def test_preset_then_file_then_overrides(tmp_path: Path) -> None:
         ("ingest.sources=[]", ["ingest.sources"]),
         ("ingest.sources=[{path: a.txt, lable: b}]", ["ingest.sources.0.lable"]),
         ("rewards.train=[{name: a, kind: pickscore, id: x, wieght: 1}]", ["did you mean 'weight'"]),
+        ("generator.parts.vae.idd=x", ["generator.parts.vae.id"]),
+        ("generator.parts={vae: {id: x, fille: y}}", ["generator.parts.vae.fille", "did you mean 'file'"]),
     ],
 )
 def test_mistakes_on_the_command_line_are_one_line(override: str, parts: list[str]) -> None:
@@ -161,7 +163,8 @@ def changed(data: dict[str, Any], path: tuple[str | int, ...], field: Any) -> Se
     old = holder[path[-1]]
     literals = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
     numbers = [old + 1, old / 2] if isinstance(old, int | float) else []
-    for candidate in [*literals, *numbers, 3, 0.25, f"{old}x", "x", [2, 3], {"pick_alpha": 0.5}]:
+    others = ["x", [2, 3], {"pick_alpha": 0.5}, {"id": "x"}, {"vae": {"id": "x"}}]
+    for candidate in [*literals, *numbers, 3, 500, 0.25, f"{old}x", *others]:
         if candidate == old:
             continue
         holder[path[-1]] = candidate
@@ -192,6 +195,10 @@ def test_runtime_settings_are_few_and_known() -> None:
         "device",
         "threads",
         "train.save_every",
+        "generator.checkpointing",
+        "generator.vae_slicing",
+        "generator.channels_last",
+        "generator.compile",
     }
 
 

@@ -35,9 +35,12 @@ class Generator(Protocol):
     """A frozen one-step generator. Gradients flow from pictures to noise; its own weights have none."""
 
     id: str
-    hash: str  # over its weight files
+    hash: str  # over its weight files, and those of its settings that change the picture
+    revision: str | None  # the Hub's commit, where it came from there
+    license: str
     latent_shape: tuple[int, int, int]
     pooled_width: int
+    size: tuple[int, int]  # height and width of its pictures, in pixels
 
     @property
     def device(self) -> torch.device: ...
@@ -54,5 +57,5 @@ class Generator(Protocol):
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Clean latents -> pictures (batch, 3, height, width), float32, not clamped to [0, 1]."""
+        """Clean latents -> pictures (batch, 3, *size), float32, not clamped to [0, 1]."""
         ...

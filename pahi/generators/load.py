@@ -1,30 +1,255 @@
-"""Chooses the family of a checkpoint from what it says of itself."""
+"""Chooses the family of a checkpoint from what it says of itself, and puts it together where it has several parts.
+
+The next family is one more line in FAMILIES and one more file beside this one.
+"""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from pahi import models
+from pahi import fetch, models
+from pahi.artifacts.fingerprint import content_hash
 from pahi.errors import UserError
 from pahi.generators.base import Generator
+from pahi.generators.flux import Flux
+from pahi.generators.latent_consistency import LatentConsistency
+from pahi.generators.pipeline import OneStepPipeline, autoencoder_dtype
+from pahi.generators.pixart import PixArt
+from pahi.generators.sana import SanaSprint
 from pahi.generators.stable_diffusion import StableDiffusion
+from pahi.generators.stable_diffusion_xl import StableDiffusionXL
+from pahi.settings import Generator as GeneratorSettings
+from pahi.settings import Part
+
+FAMILIES: tuple[type[OneStepPipeline], ...] = (
+    StableDiffusion,
+    LatentConsistency,
+    StableDiffusionXL,
+    PixArt,
+    SanaSprint,
+    Flux,
+)
+LORA = "lora"
+# What says where the weights are or how fast they run, but does not change the picture (their hashes do).
+PLACES = {"id", "revision", "license", "dtype", "parts", "training_autoencoder"}
 
 
 def load_generator(
-    model_id: str, revision: str | None = None, dtype: str = "float32", device: str = "auto"
+    model_id: str, revision: str | None = None, dtype: str = "float32", device: str = "auto", **options: Any
 ) -> Generator:
-    """A frozen generator from a diffusers folder or Hub id. Raises UserError for a family that is not supported."""
-    folder = models.resolve(model_id, revision)
-    index = folder / "model_index.json"
-    if not index.exists():
-        raise UserError(f"{model_id}: no model_index.json, so it is not a diffusers pipeline")
+    """A frozen generator from a diffusers folder, fsspec URL or Hub id; `options` are settings of `generator`.
+
+    Raises UserError for a family that is not supported, and for files that are missing, damaged or out of reach.
+    """
+    settings = GeneratorSettings.model_validate({"id": model_id, "revision": revision, "dtype": dtype} | options)
+    return load(settings, pick_device(device))
+
+
+def load(settings: GeneratorSettings, device: torch.device) -> OneStepPipeline:
+    """The generator that the settings describe, frozen, on the device. Raises UserError."""
+    import diffusers
+
+    folder = base_folder(settings)
+    index = read_index(settings.id, folder)
+    family = family_of(settings.id, index["_class_name"])
+    dtype = getattr(torch, settings.dtype)
+    replaced: dict[str, Any] = {name: None for name in fetch.NEVER if name in index}
+    known = (*fetch.components(index), LORA)
+    for name in settings.parts:
+        if name not in known:
+            raise UserError(f"{settings.id} has no part {name!r}; it has {', '.join(known)}")
+    with explained(settings.id):
+        for name, part in settings.parts.items():
+            if name != LORA:
+                replaced[name] = load_part(name, part, folder, index[name], dtype)
+        if settings.scheduler or settings.scheduler_config:
+            replaced["scheduler"] = other_scheduler(settings, folder, replaced.get("scheduler"))
+        pipe = getattr(diffusers, index["_class_name"]).from_pretrained(folder, dtype=dtype, **replaced)
+        if LORA in settings.parts:
+            fuse_lora(pipe, settings.parts[LORA])
+        pipe.vae.to(autoencoder_dtype(settings, pipe.vae, dtype))
+        pipe.to(device)
+        generator = family(pipe, settings, generator_hash(settings))
+        if settings.training_autoencoder is not None:
+            vae = load_part("training_autoencoder", settings.training_autoencoder, folder, index["vae"], dtype)
+            generator.add_training_vae(vae.to(device, autoencoder_dtype(settings, vae, dtype)))
+    generator.revision = fetch.commit_of(folder) or settings.revision
+    return generator
+
+
+def from_pipeline(pipe: Any) -> OneStepPipeline:
+    """A diffusers pipeline that is loaded already, frozen where it is. Raises UserError where it is not one step."""
+    name = str(getattr(pipe.config, "_name_or_path", "") or "pipeline")
+    return family_of(name, type(pipe).__name__)(pipe, GeneratorSettings(id=name))  # type: ignore[call-arg]
+
+
+def family_of(model_id: str, pipeline: str) -> type[OneStepPipeline]:
+    """The family that a pipeline's class name belongs to."""
+    for family in FAMILIES:
+        if pipeline in family.pipelines:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.pipelines)
+    raise UserError(f"{model_id}: {pipeline} is not supported; supported are {known}")
+
+
+# ------------------------------------------------------------------------------------------------------------- lineage
+
+
+def base_folder(settings: GeneratorSettings) -> Path:
+    """The folder of the pipeline itself, fetched without the weights of parts that come from elsewhere."""
+    return models.resolve(settings.id, settings.revision, skip=_skipped(settings))
+
+
+def part_folder(part: Part) -> Path:
+    """The folder that a part's patterns are relative to."""
+    folder = models.resolve(part.id, part.revision, only=_only(part))
+    if part.file and not (folder / _only(part)[0]).is_file():
+        raise UserError(f"{part.id} has no {_only(part)[0]}")
+    return folder
+
+
+def generator_hash(settings: GeneratorSettings) -> str:
+    """One hash over everything that draws: every part's files, and the settings that change the picture.
+
+    That of a plain checkpoint is the hash of its files.
+    """
+    weights = models.model_hash(base_folder(settings), skip=_skipped(settings))
+    plain = GeneratorSettings(id=settings.id).fingerprinted()  # type: ignore[call-arg]
+    own = {k: v for k, v in settings.fingerprinted().items() if k not in PLACES and v != plain[k]}
+    parts = {name: models.model_hash(part_folder(part), _only(part)) for name, part in _all_parts(settings).items()}
+    return content_hash({"weights": weights, "parts": parts, "settings": own}) if parts or own else weights
+
+
+def lineage(settings: GeneratorSettings) -> dict[str, Any]:
+    """Every repository that the generator is made of: its commit, and sha256 and size of each file."""
+    folder = base_folder(settings)
+    found: dict[str, Any] = {
+        "revision": fetch.commit_of(folder) or settings.revision,
+        "files": models.files(folder, skip=_skipped(settings)),
+    }
+    for name, part in _all_parts(settings).items():
+        where = part_folder(part)
+        entry = {"id": part.id, "revision": fetch.commit_of(where) or part.revision}
+        found.setdefault("parts", {})[name] = entry | {"files": models.files(where, _only(part))}
+    return found
+
+
+def _all_parts(settings: GeneratorSettings) -> dict[str, Part]:
+    extra = {"training_autoencoder": settings.training_autoencoder} if settings.training_autoencoder else {}
+    return settings.parts | extra
+
+
+def _skipped(settings: GeneratorSettings) -> tuple[str, ...]:
+    return tuple(sorted(name for name in settings.parts if name != LORA))
+
+
+def _only(part: Part) -> tuple[str, ...]:
+    prefix = f"{part.subfolder}/" if part.subfolder else ""
+    if part.file:
+        return (prefix + part.file,)
+    names = ("*.json", "*.safetensors", "*.txt", "*.model")
+    return tuple(prefix + name for name in names)
+
+
+# --------------------------------------------------------------------------------------------------------------- parts
+
+
+def read_index(model_id: str, folder: Path) -> dict[str, Any]:
+    """A pipeline's model_index.json."""
+    path = folder / fetch.INDEX
+    if not path.exists():
+        raise UserError(f"{model_id}: no {fetch.INDEX}, so it is not a diffusers pipeline")
     try:
-        name = json.loads(index.read_text())["_class_name"]
+        index = json.loads(path.read_text())
+        if isinstance(index["_class_name"], str):
+            return index
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{model_id}: model_index.json names no pipeline; fetch the model again") from None
-    if name != "StableDiffusionPipeline":
-        raise UserError(f"{model_id}: {name} is not supported yet; StableDiffusionPipeline is")
-    return StableDiffusion.load(model_id, folder, getattr(torch, dtype), pick_device(device))
+        pass
+    raise UserError(f"{model_id}: {fetch.INDEX} names no pipeline; fetch the model again")
+
+
+def load_part(name: str, part: Part, base: Path, declared: list[str], dtype: torch.dtype) -> Any:
+    """A part that comes from elsewhere: of the class that its own configuration names, or for a single file of weights
+    the architecture of the pipeline's own part. `declared` is the library and class that the pipeline's index names."""
+    folder = part_folder(part) / part.subfolder
+    if part.file:
+        return _from_file(name, part, folder / part.file, base, declared, dtype)
+    if name == "scheduler":
+        config = json.loads((folder / "scheduler_config.json").read_text())
+        return _class("diffusers", config["_class_name"]).from_config(config)
+    library, class_name = declared
+    config_file = folder / "config.json"
+    if library == "diffusers" and config_file.exists():
+        class_name = json.loads(config_file.read_text()).get("_class_name", class_name)
+    cls = _class(library, class_name)
+    return cls.from_pretrained(folder, dtype=dtype) if issubclass(cls, nn.Module) else cls.from_pretrained(folder)
+
+
+def _from_file(name: str, part: Part, file: Path, base: Path, declared: list[str], dtype: torch.dtype) -> nn.Module:
+    library, class_name = declared
+    if library != "diffusers":
+        raise UserError(f"part {name!r} ({part.id}): a single file can replace a denoiser or an autoencoder only")
+    cls = _class(library, class_name)
+    network = cls.from_config(cls.load_config(base / name)).to(dtype)
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state = load_file(file)
+    else:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:160]
+        raise UserError(f"{part.id}: {part.file} does not fit the {name} of {base.name}: {detail}") from None
+    return network
+
+
+def other_scheduler(settings: GeneratorSettings, folder: Path, part: Any) -> Any:
+    """The scheduler with the class and the entries that the settings name, over the configuration that is there."""
+    config = dict(part.config) if part is not None else {}
+    if part is None:
+        config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    cls = _class("diffusers", settings.scheduler or config["_class_name"])
+    return cls.from_config(config, **settings.scheduler_config)
+
+
+def fuse_lora(pipe: Any, part: Part) -> None:
+    """Adds a LoRA to the weights, for good, as diffusers does: W + B A."""
+    folder = part_folder(part)
+    if not part.file:
+        raise UserError(f"part 'lora' ({part.id}): name its file")
+    pipe.load_lora_weights(str(folder), weight_name=_only(part)[0])
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+
+
+def _class(library: str, name: str) -> Any:
+    import importlib
+
+    cls = getattr(importlib.import_module(library), name, None) if library in ("diffusers", "transformers") else None
+    if cls is None:
+        raise UserError(f"there is no {library} class {name!r} here")
+    return cls
+
+
+@contextmanager
+def explained(model_id: str) -> Iterator[None]:
+    """Turns what the libraries raise while loading into one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError, EOFError, RuntimeError, TypeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{model_id}: cannot be loaded: {reason}") from None
 
 
 def pick_device(device: str) -> torch.device:

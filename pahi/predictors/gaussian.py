@@ -85,17 +85,16 @@ class NoisePredictor(nn.Module, ModelHubMixin):
         A prompt's noise depends on its text and the seed alone. Raises UserError when the predictor was trained for
         another generator's latents or embedding.
         """
-        from pahi.generators.noise import standard_noise
-        from pahi.generators.stable_diffusion import StableDiffusion
+        from pahi.generators import from_pipeline, standard_noise
         from pahi.prompts.cleaning import clean, prompt_id
 
-        generator = StableDiffusion(pipe, getattr(pipe.config, "_name_or_path", "pipeline"), "")
+        generator = from_pipeline(pipe)
         self.check(generator.id, generator.latent_shape, generator.pooled_width)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         eps = standard_noise([prompt_id(clean(p)[0]) for p in prompts], [seed] * len(prompts), self.latent_shape)
         device = next(self.parameters()).device
         x = self(generator.encode(prompts).pooled.to(device), eps.to(device))
-        return x.to(generator.device, generator.dtype)
+        return generator.latents_for_pipeline(x).to(generator.device, generator.dtype)
 
     def check(self, generator: str, latent_shape: tuple[int, ...], pooled_width: int) -> None:
         """Raises UserError unless the predictor fits a generator's latents and embedding."""

@@ -18,6 +18,7 @@ from pahi.artifacts.schemas import BASELINE, embeds_schema, tensor_column
 from pahi.errors import UserError
 from pahi.evaluation.statistics import pooled_within_prompt_std
 from pahi.generators import standard_noise
+from pahi.generators.load import lineage
 from pahi.stages import ingest
 from pahi.stages.common import Context, environment, missing
 from pahi.training.trainer import PromptSet
@@ -93,7 +94,9 @@ def _models(ctx: Context) -> dict[str, Any]:
     named += [(f"reward/{m.name}", m) for m in ctx.reward_models]
     for name, model in named:
         entry: dict[str, Any] = {"revision": model.revision, "hash": ctx.model_hashes[name]}
-        if getattr(model, "kind", "") != "callable":
+        if name == "generator":
+            entry |= lineage(model)
+        elif getattr(model, "kind", "") != "callable":
             entry["files"] = models.files(models.resolve(model.id, model.revision))
         pinned[name] = entry
     return pinned

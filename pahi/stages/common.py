@@ -15,8 +15,8 @@ from pahi.artifacts import Output, Store
 from pahi.artifacts import fingerprint as make_fingerprint
 from pahi.artifacts.schemas import read_tensor
 from pahi.errors import UserError
-from pahi.generators import Conditioning, Generator, load_generator
-from pahi.generators.load import pick_device
+from pahi.generators import Conditioning, Generator
+from pahi.generators.load import generator_hash, load, pick_device
 from pahi.rewards import Prepared, Reward, load_reward
 from pahi.rewards.load import reward_hash
 from pahi.settings import RewardModel, Settings
@@ -58,8 +58,7 @@ class Context:
     @cached_property
     def generator(self) -> Generator:
         _quiet()
-        s = self.settings.generator
-        return load_generator(s.id, s.revision, s.dtype, str(self.device))
+        return load(self.settings.generator, self.device)
 
     @cached_property
     def _rewards(self) -> dict[str, Reward]:
@@ -80,10 +79,7 @@ class Context:
     @cached_property
     def model_hashes(self) -> dict[str, str]:
         """Content hashes of the generator and of every reward, by name."""
-        from pahi import models
-
-        s = self.settings.generator
-        hashes = {"generator": models.model_hash(models.resolve(s.id, s.revision))}
+        hashes = {"generator": generator_hash(self.settings.generator)}
         rewards = {model.name: reward_hash(model) for model in self.reward_models}
         trained = {rewards[model.name]: model.name for model in self.settings.rewards.train}
         for model in (*self.settings.rewards.held_out, *self.settings.rewards.judges):
