@@ -72,7 +72,7 @@ def test_readings_of_noise_are_standard_normal_and_uncorrelated():
     values = np.array(
         [
             [r.block[quarter][0], r.right[quarter][1], r.down[quarter][1], r.block[quarter][2], r.stripes, r.whole[1]]
-            + [r.rightward[0], r.downward[0], r.whole[3]]
+            + [r.rightward[0], r.downward[0], r.whole[3]]  # noqa: RUF005
             for r in read
         ]
     )

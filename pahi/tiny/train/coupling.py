@@ -1,11 +1,11 @@
 """Which scene a noise stands for: a fixed reading of its low frequencies.
 
 Flow matching with independent noise learns, over many steps, some map from noise to scenes; rectified flow then trains
-again on that map's own pairs, whose paths are straight. Two CPU cores have no time for the first half, so the pairs are
-given: what a prompt leaves free (where, how large, which colour) is read from means of blocks of the noise. Each mean is
-standard normal under N(0, I) and independent of the others, so scenes come out as often as `scenes.compose` draws them.
-Where a reading lies near a border (two quarters almost equal, two colours), a step that cannot be sharp shows both at
-once: that is what makes some noise bad, as with the published models.
+again on that map's own pairs, whose paths are straight. Two CPU cores have no time for the first half, so the pairs
+are given: what a prompt leaves free (where, how large, which colour) is read from means of blocks of the noise. Each
+mean is standard normal under N(0, I) and independent of the others, so scenes come out as often as `scenes.compose`
+draws them. Where a reading lies near a border (two quarters almost equal, two colours), a step that cannot be sharp
+shows both at once: that is what makes some noise bad, as with the published models.
 """
 
 import math
