@@ -69,13 +69,11 @@ def test_attributes_tell_every_spec_apart():
 def test_readings_of_noise_are_standard_normal_and_uncorrelated():
     read = [Reading(z) for z in noise_of(4000, 1).numpy()]
     quarter = (1, 0)
-    values = np.array(
-        [
-            [r.block[quarter][0], r.right[quarter][1], r.down[quarter][1], r.block[quarter][2], r.stripes, r.whole[1]]
-            + [r.rightward[0], r.downward[0], r.whole[3]]  # noqa: RUF005
-            for r in read
-        ]
-    )
+    rows = []
+    for r in read:
+        at = r.block[quarter][0], r.right[quarter][1], r.down[quarter][1], r.block[quarter][2]
+        rows.append([*at, r.stripes, r.whole[1], r.rightward[0], r.downward[0], r.whole[3]])
+    values = np.array(rows)
     assert np.abs(values.mean(0)).max() < 0.07
     assert np.abs(values.std(0) - 1).max() < 0.06
     together = np.corrcoef(values.T) - np.eye(values.shape[1])
