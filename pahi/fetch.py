@@ -67,7 +67,7 @@ def from_hub(model_id: str, revision: str | None, only: Patterns = (), skip: Pat
     from huggingface_hub import get_cached_repo_tree, snapshot_download
 
     with _explained(model_id, revision):
-        first = list(only) or [INDEX]  # whatever it is: the listing of the commit comes with it
+        first = list(only) or [INDEX, "config.json"]  # the listing of the whole commit comes with them
         commit = Path(snapshot_download(model_id, revision=revision, allow_patterns=first)).name
         tree = [file.path for file in get_cached_repo_tree(model_id, revision=commit)]
         parts = None

@@ -21,6 +21,7 @@ class Flux(OneStepPipeline):
 
     pipelines = ("FluxPipeline",)
     denoiser_name = "transformer"
+    sized = False
 
     def _describe(self) -> None:
         self.require("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer")

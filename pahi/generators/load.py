@@ -82,10 +82,15 @@ def load(settings: GeneratorSettings, device: torch.device) -> OneStepPipeline:
     return generator
 
 
-def from_pipeline(pipe: Any) -> OneStepPipeline:
-    """A diffusers pipeline that is loaded already, frozen where it is. Raises UserError where it is not one step."""
+def from_pipeline(pipe: Any, side: int | None = None) -> OneStepPipeline:
+    """A diffusers pipeline that is loaded already, frozen where it is. Raises UserError where it is not one step.
+
+    `side` is that of the latents, for families whose configuration names none (FLUX).
+    """
     name = str(getattr(pipe.config, "_name_or_path", "") or "pipeline")
-    return family_of(name, type(pipe).__name__)(pipe, GeneratorSettings(id=name))  # type: ignore[call-arg]
+    family = family_of(name, type(pipe).__name__)
+    size = None if family.sized or side is None else side * pipe.vae_scale_factor
+    return family(pipe, GeneratorSettings.model_validate({"id": name, "size": size}))
 
 
 def family_of(model_id: str, pipeline: str) -> type[OneStepPipeline]:

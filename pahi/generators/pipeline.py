@@ -23,6 +23,7 @@ class OneStepPipeline:
     pipelines: ClassVar[tuple[str, ...]]  # the classes in model_index.json that are this family
     denoiser_name: ClassVar[str] = "unet"
     default_guidance: ClassVar[float | None] = None  # guidance that the network takes as an input; None: it takes none
+    sized: ClassVar[bool] = True  # whether the configuration names a native size
 
     def __init__(self, pipe: Any, settings: GeneratorSettings, weights_hash: str = "") -> None:
         """Freezes the pipeline's networks. Raises UserError for what is not one step of this family."""

@@ -14,6 +14,7 @@ from pahi.generators.closed_form import from_scheduler
 from pahi.generators.pipeline import OneStepPipeline, masked_mean, truncated
 
 TOKENS = 120  # the pipeline's max_sequence_length
+DISTILLED_AT = 400  # PixArt-Alpha-DMD's timestep; no configuration names it
 
 
 class PixArt(OneStepPipeline):
@@ -28,9 +29,8 @@ class PixArt(OneStepPipeline):
         scheduler = self.pipe.scheduler
         if type(scheduler).__name__ != "DDPMScheduler":
             raise UserError(f"one step of {type(scheduler).__name__} is not supported here; DMD's DDPMScheduler is")
-        if self.settings.timestep is None:
-            raise UserError("set generator.timestep to the one it was distilled at (400 for PixArt-Alpha-DMD)")
-        self.step = from_scheduler(scheduler, self.settings.timestep)
+        timestep = DISTILLED_AT if self.settings.timestep is None else self.settings.timestep
+        self.step = from_scheduler(scheduler, timestep)
         config = self.denoiser.config
         if config.out_channels not in (config.in_channels, 2 * config.in_channels):
             raise UserError(f"the transformer reads {config.in_channels} channels and draws {config.out_channels}")

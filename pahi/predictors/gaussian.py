@@ -88,7 +88,7 @@ class NoisePredictor(nn.Module, ModelHubMixin):
         from pahi.generators import from_pipeline, standard_noise
         from pahi.prompts.cleaning import clean, prompt_id
 
-        generator = from_pipeline(pipe)
+        generator = from_pipeline(pipe, self.latent_shape[-1])
         self.check(generator.id, generator.latent_shape, generator.pooled_width)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         eps = standard_noise([prompt_id(clean(p)[0]) for p in prompts], [seed] * len(prompts), self.latent_shape)

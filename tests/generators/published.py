@@ -321,7 +321,6 @@ CASES = [
         pixart,
         "PixArtAlphaPipeline",
         DDPMScheduler(**{k: v for k, v in BETAS.items() if k != "steps_offset"}, clip_sample=False),
-        options={"timestep": 400},
         call={
             "num_inference_steps": 1,
             "guidance_scale": 1.0,

@@ -16,9 +16,11 @@ import torch
 from published import CASES, PROMPTS, Case, draw, noise, theirs
 from torch import Tensor
 
-from pahi.generators import Conditioning, from_pipeline, load_generator
+from pahi.generators import Conditioning, load_generator, standard_noise
 from pahi.generators.load import FAMILIES, family_of
 from pahi.generators.stable_diffusion import guidance_embedding
+from pahi.predictors import NoisePredictor
+from pahi.prompts.cleaning import prompt_id
 
 TOLERANCE = 2e-5
 FAR = 20 * TOLERANCE
@@ -212,10 +214,17 @@ def test_half_precision_keeps_arithmetic_in_float32(published: Published, case: 
 
 
 @every
-def test_a_pipeline_in_memory_is_the_same_generator(published: Published, case: Case) -> None:
+def test_a_predictors_noise_is_what_the_pipeline_takes(published: Published, case: Case) -> None:
+    """predictor.sample(prompt, pipe=pipe) in plain diffusers, for every family."""
     generator = load(published, case)
-    if case.options:
-        return  # what its options say, a pipeline alone does not know
-    other = from_pipeline(generator.pipe)
-    z = noise(generator, 1)
-    assert torch.equal(draw(other, PROMPTS[:1], z), draw(generator, PROMPTS[:1], z))
+    predictor = NoisePredictor("pahi", generator.latent_shape, generator.pooled_width, 8)
+    torch.manual_seed(4)
+    for parameter in predictor.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    latents = predictor.sample(PROMPTS[0], pipe=generator.pipe, seed=7)
+    eps = standard_noise([prompt_id(PROMPTS[0])], [7], generator.latent_shape)
+    with torch.no_grad():
+        x = predictor(generator.encode(PROMPTS[:1]).pooled, eps)
+        expected = generator.decode(generator.denoise(x, generator.encode(PROMPTS[:1])))
+    assert torch.allclose(latents, generator.latents_for_pipeline(x), atol=1e-6)
+    assert distance(theirs(case, published(case), PROMPTS[:1], latents), expected) < TOLERANCE

@@ -265,7 +265,7 @@ def test_what_is_not_one_step_is_refused(published: Published) -> None:
     refused(published(leading), "'leading'", "'trailing'")
     refused(published(case), "guidance 7.5 needs a second pass", guidance=7.5)
     refused(published(BY_NAME["flux-schnell"]), "guidance", guidance=3.5, size=16)
-    refused(published(BY_NAME["pixart-dmd"]), "generator.timestep")
+    refused(published(variant(BY_NAME["pixart-dmd"], "base", scheduler=DDIMScheduler())), "DDPMScheduler")
     refused(published(BY_NAME["hyper-sd"]), "timestep 1000", timestep=1000)
 
 
