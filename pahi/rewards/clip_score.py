@@ -21,7 +21,7 @@ class ClipScore:
     def __init__(self, model: RewardModel, source: Source, device: torch.device) -> None:
         """Raises UserError when the folder holds no dual encoder."""
         self.name, self.hash = model.name, source.hash
-        self.towers = Towers(model.name, source, device, model.dtype)
+        self.towers = Towers.load(model, source, device)
         self.pixels = published_pixels(model.name, source, self.towers.size)
 
     def prepare(self, prompts: list[str]) -> Prepared:

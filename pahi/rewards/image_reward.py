@@ -41,8 +41,7 @@ VISION_KEYS = (
     (".attn.qkv.", ".self_attn.qkv."),
     (".attn.proj.", ".self_attn.projection."),
 )
-# Left from BLIP's pretraining; no score depends on them.
-UNUSED_KEYS = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
+USED_KEYS = ("blip.visual_encoder.", "blip.text_encoder.", "mlp.")  # no score depends on BLIP's other heads
 
 
 class Head(nn.Module):
@@ -164,7 +163,7 @@ class ImageRewardModel(nn.Module):
             std=PUBLISHED_STD,
         )
         # weights_only: a pickle that would run code is refused instead of run.
-        weights = torch.load(folder / PUBLISHED_WEIGHTS, map_location="cpu", weights_only=True, mmap=True)
+        weights = torch.load(folder / PUBLISHED_WEIGHTS, map_location="cpu", weights_only=True)
         model._load(rename_published(weights))
         return model.eval()
 
@@ -210,22 +209,21 @@ def published_vision_config() -> BlipVisionConfig:
 
 
 def rename_published(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The published state dict under the names of `ImageRewardModel`. Raises ValueError on anything unknown."""
+    """The published state dict under the names of `ImageRewardModel`."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in weights.items():
-        if name.startswith(UNUSED_KEYS):
+        if not name.startswith(USED_KEYS) or name.endswith("embeddings.position_ids"):
             continue
-        if name.startswith("blip.visual_encoder."):
-            key = name.removeprefix("blip.visual_encoder.")
+        key = name.removeprefix("blip.")
+        if key.startswith("visual_encoder."):
+            key = key.removeprefix("visual_encoder.")
             for old, new in VISION_KEYS:
                 key = key.replace(old, new)
             # The last norm alone: a block's own are layer_norm1 and layer_norm2 by now.
-            key = "post_layernorm." + key.removeprefix("norm.") if key.startswith("norm.") else key
-            renamed["visual_encoder." + key] = tensor
-        elif name.startswith(("blip.text_encoder.", "mlp.")):
-            renamed[name.removeprefix("blip.")] = tensor
-        else:
-            raise ValueError(f"unexpected weight {name!r}")
+            key = "visual_encoder." + (
+                "post_layernorm." + key.removeprefix("norm.") if key.startswith("norm.") else key
+            )
+        renamed[key] = tensor
     return renamed
 
 

@@ -17,7 +17,7 @@ class PickScore:
     def __init__(self, model: RewardModel, source: Source, device: torch.device) -> None:
         """Raises UserError when the folder holds no CLIP model."""
         self.name, self.hash = model.name, source.hash
-        self.towers = Towers(model.name, source, device, model.dtype)
+        self.towers = Towers.load(model, source, device)
         self.pixels = Pixels(self.towers.size)
 
     def prepare(self, prompts: list[str]) -> Prepared:

@@ -11,37 +11,43 @@ from pahi.errors import UserError
 from pahi.rewards.base import Prepared, Source
 from pahi.rewards.files import first_line
 from pahi.rewards.preprocess import Pixels
+from pahi.settings import RewardModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LONGEST = 4096  # tokens: a tokenizer that knows no limit says 1e30
 
 
 class Towers(nn.Module):
-    """Any model that transformers' AutoModel loads with get_text_features and get_image_features.
+    """Any model of transformers' with get_text_features and get_image_features, frozen.
 
     CLIP, SigLIP, or a VisionTextDualEncoderModel of two towers. Features are of unit length and float32, whatever the
     towers run in.
     """
 
-    def __init__(self, name: str, source: Source, device: torch.device, dtype: str = "float32") -> None:
-        """Raises UserError when the folder holds no whole dual encoder, or no tokenizer is found."""
+    def __init__(self, name: str, model: Any, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> None:
+        """Raises UserError when the tokenizer is another model's."""
         super().__init__()
-        folder = source.folder
+        text = model.config.text_config
+        self.tokenizer = check_vocabulary(tokenizer, text.vocab_size, name)
+        self.model = model.to(device).requires_grad_(False).eval()
+        self.tokens = min(getattr(text, "max_position_embeddings", LONGEST), tokenizer.model_max_length, LONGEST)
+        self.size = int(model.config.vision_config.image_size)
+
+    @classmethod
+    def load(cls, model: RewardModel, source: Source, device: torch.device) -> "Towers":
+        """What AutoModel loads from a folder. Raises UserError when that is no whole dual encoder."""
+        name, folder = model.name, source.folder
         try:
-            model, report = AutoModel.from_pretrained(folder, dtype=DTYPES[dtype], output_loading_info=True)
-            self.tokenizer = AutoTokenizer.from_pretrained(source.base)
+            loaded, report = AutoModel.from_pretrained(folder, dtype=DTYPES[model.dtype], output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(source.base)
         except Exception as error:  # a torn or foreign file shows itself in as many ways as there are readers
             raise UserError(f"reward {name}: cannot load {folder}: {first_line(error)}") from None
-        if not hasattr(model, "get_text_features") or not hasattr(model, "get_image_features"):
-            raise UserError(f"reward {name}: {folder} holds a {type(model).__name__}, which is no dual encoder")
+        if not hasattr(loaded, "get_text_features") or not hasattr(loaded, "get_image_features"):
+            raise UserError(f"reward {name}: {folder} holds a {type(loaded).__name__}, which is no dual encoder")
         # transformers fills what a checkpoint lacks with random numbers, and only warns.
         if report["missing_keys"]:
             raise UserError(f"reward {name}: {folder} is no whole model: it lacks {min(report['missing_keys'])}")
-        self.model = model.to(device).requires_grad_(False).eval()
-        text = model.config.text_config
-        self.tokens = min(getattr(text, "max_position_embeddings", LONGEST), self.tokenizer.model_max_length, LONGEST)
-        self.size = int(model.config.vision_config.image_size)
-        check_vocabulary(self.tokenizer, text.vocab_size, name)
+        return cls(name, loaded, tokenizer, device)
 
     @property
     def logit_scale(self) -> Tensor:
@@ -65,13 +71,14 @@ class Towers(nn.Module):
         return (features * prepared["text_features"].to(features.device)).sum(-1)
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, name: str) -> None:
-    """Raises UserError when a tokenizer has ids that the text tower has no embedding for: it is another model's."""
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer; raises UserError when it has ids that the text tower has no embedding for: it is another's."""
     most = max(tokenizer.get_vocab().values())
     if most >= size:
         raise UserError(
             f"reward {name}: its tokenizer is another model's: it has id {most}, the model has {size} tokens"
         )
+    return tokenizer
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: list[str], tokens: int) -> tuple[Any, Tensor]:

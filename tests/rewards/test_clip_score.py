@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from pictures import photo, tensor
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -32,7 +33,6 @@ from pahi.errors import UserError
 from pahi.rewards import load_reward
 from pahi.rewards.load import reward_hash
 from pahi.settings import RewardModel
-from tests.rewards.test_pickscore import photo, tensor
 
 CPU = torch.device("cpu")
 SIZE = 32

@@ -1,17 +1,16 @@
 """PickScore on tensors is PickScore as published, on PIL pictures and transformers' own processor."""
 
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from pictures import photo, tensor
+from PIL import Image
 from torch import Tensor
 from transformers import (
     CLIPConfig,
@@ -70,23 +69,6 @@ def folder(
 
 def settings(target: Path | str, kind: str = "pickscore") -> RewardModel:
     return RewardModel.model_validate({"name": "pick", "kind": kind, "id": str(target)})
-
-
-def photo(height: int, width: int, seed: int = 0) -> Image.Image:
-    """Gradients, edges and grain: what pictures are made of."""
-    rng = random.Random(seed)
-    ramp = np.linspace(0, 255, width)[None, :, None] * np.linspace(1, 0.2, height)[:, None, None]
-    image = Image.fromarray(np.broadcast_to(ramp, (height, width, 3)).astype(np.uint8))
-    pen = ImageDraw.Draw(image)
-    for _ in range(25):
-        x, y, r = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(4, min(height, width) / 4)
-        pen.ellipse((x - r, y - r, x + r, y + r), fill=tuple(rng.randrange(256) for _ in range(3)))
-    grain = np.random.default_rng(seed).normal(0, 12, (height, width, 3))
-    return Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
-
-
-def tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
 
 
 @torch.no_grad()
@@ -248,7 +230,6 @@ def test_what_is_no_clip_model_is_refused(folder: Path, tokenizer: CLIPTokenizer
 
 
 MODULE = """
-import numpy as np
 CONSTANT = 3
 def brightness(images, prompts):
     assert images.dtype == np.float32 and images.min() >= 0 and images.max() <= 1
