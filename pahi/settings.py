@@ -24,12 +24,16 @@ class Tree(BaseModel):
     def fingerprinted(self) -> dict[str, Any]:
         """What changes the output, as JSON."""
         runtime = {name for name, field in type(self).model_fields.items() if field.json_schema_extra == RUNTIME}
-        return {
-            name: value.fingerprinted()
-            if isinstance(value, Tree)
-            else json.loads(self.model_dump_json(include={name}))[name]
-            for name, value in ((n, getattr(self, n)) for n in type(self).model_fields if n not in runtime)
-        }
+        found: dict[str, Any] = {}
+        for name in (n for n in type(self).model_fields if n not in runtime):
+            value = getattr(self, name)
+            if isinstance(value, Tree):
+                found[name] = value.fingerprinted()
+            elif isinstance(value, list) and any(isinstance(item, Tree) for item in value):
+                found[name] = [item.fingerprinted() for item in value]
+            else:
+                found[name] = json.loads(self.model_dump_json(include={name}))[name]
+        return found
 
 
 class Source(Tree):
@@ -116,6 +120,15 @@ class RewardModel(Tree):
     base: str | None = Field(None, description="Where its tokenizer, or the CLIP below its head, lies, if elsewhere.")
     base_revision: str | None = Field(None, description="Commit of that Hub repository.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Precision of its towers.")
+    timeout: float | None = Field(
+        None, gt=0, description="Seconds that a callable may take for one call.", json_schema_extra=RUNTIME
+    )
+    retries: int = Field(
+        0, ge=0, le=10, description="How often a callable that failed is called again.", json_schema_extra=RUNTIME
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="Pictures that a callable gets at once, at most.", json_schema_extra=RUNTIME
+    )
     weight: float = Field(1.0, ge=0, description="Weight in the training loss, in within-prompt standard deviations.")
 
 

@@ -189,7 +189,11 @@ def test_every_setting_but_the_runtime_ones_changes_the_fingerprint(
     assert (before == after) == runtime
 
 
+CALLS = ("timeout", "retries", "batch_size")  # how a callable is called
+
+
 def test_runtime_settings_are_few_and_known() -> None:
+    calls = {f"rewards.{role}.0.{name}" for role in ("train", "held_out", "judges") for name in CALLS}
     assert {".".join(map(str, path)) for path, _, runtime in LEAVES if runtime} == {
         "root",
         "device",
@@ -199,6 +203,7 @@ def test_runtime_settings_are_few_and_known() -> None:
         "generator.vae_slicing",
         "generator.channels_last",
         "generator.compile",
+        *calls,
     }
 
 

@@ -1,14 +1,26 @@
-"""Any Python callable as a judge: `module:function`, pictures and prompts in, scores out. It has no gradient."""
+"""Any Python callable as a judge: `module:function`, pictures and prompts in, scores out. It has no gradient.
+
+For a model of one's own, a VLM or a service: with a time limit a call, repeated calls and a largest batch.
+"""
 
 import importlib
 import inspect
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pahi.artifacts.fingerprint import content_hash
-from pahi.errors import UserError
-from pahi.rewards.base import Kind, Prepared
+from pahi.errors import PahiError, UserError
+from pahi.rewards.base import Kind, Prepared, Source
+from pahi.rewards.files import first_line
+from pahi.rewards.preprocess import as_rgb
+from pahi.settings import RewardModel
+
+FIRST_WAIT = 1.0  # seconds before the first repetition; each further one waits twice as long
 
 
 class CallableReward:
@@ -19,8 +31,9 @@ class CallableReward:
 
     differentiable = False
 
-    def __init__(self, name: str, target: str) -> None:
-        """Raises UserError when `target` cannot be imported."""
+    def __init__(self, model: RewardModel) -> None:
+        """Raises UserError when `model.id` cannot be imported."""
+        name, target = model.name, model.id
         module_name, _, function_name = target.partition(":")
         try:
             self.module = importlib.import_module(module_name)
@@ -29,11 +42,12 @@ class CallableReward:
             raise UserError(f"reward {name}: cannot import {target!r}: {' '.join(str(error).split())}") from None
         if not callable(self.function):
             raise UserError(f"reward {name}: {target!r} is no function")
-        self.name = name
+        self.name, self.target = name, target
+        self.timeout, self.retries, self.batch_size = model.timeout, model.retries, model.batch_size
         # The module's text, so that an edited judge is another judge.
         try:
             text = inspect.getsource(self.module)
-        except OSError:
+        except (OSError, TypeError):
             text = target
         self.hash = content_hash({"target": target, "source": text})
 
@@ -42,16 +56,61 @@ class CallableReward:
 
     @torch.no_grad()
     def score(self, images: Tensor, prepared: Prepared, prompts: list[str]) -> Tensor:
-        pixels = (images.detach().float().clamp(0, 1).cpu() * 255).round() / 255
-        scores = torch.as_tensor(self.function(pixels.numpy(), prompts), dtype=torch.float32)
+        """Raises PahiError when a call fails, or takes too long, more often than `retries`."""
+        pixels = ((as_rgb(images).detach().float().clamp(0, 1).cpu() * 255).round() / 255).numpy()
+        size = self.batch_size or len(prompts)
+        parts = [self._call(pixels[i : i + size], prompts[i : i + size]) for i in range(0, len(prompts), size)]
+        return torch.cat(parts).to(images.device) if parts else torch.empty(0, device=images.device)
+
+    def _call(self, pixels: Any, prompts: list[str]) -> Tensor:
+        for attempt in range(self.retries + 1):
+            if attempt:
+                time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
+            try:
+                got = limited(lambda: self.function(pixels, prompts), self.timeout)
+                break
+            except UserError:
+                raise
+            except Exception as error:  # a service fails in as many ways as there are services
+                failure = error
+        else:
+            times = f", {self.retries + 1} times" if self.retries else ""
+            reason = f"{type(failure).__name__}: {first_line(failure)}"
+            raise PahiError(f"reward {self.name}: {self.target} failed{times}: {reason}") from failure
+        try:
+            scores = torch.as_tensor(got, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(f"reward {self.name}: expected numbers, got {type(got).__name__}") from None
         if scores.shape != (len(prompts),):
             raise UserError(f"reward {self.name}: expected {len(prompts)} scores, got shape {tuple(scores.shape)}")
-        return scores.to(images.device)
+        return scores.cpu()
 
 
-KIND = Kind(
-    load=lambda model, source, device: CallableReward(model.name, model.id),
-    files=(),
-    differentiable=False,
-    digest=lambda model: CallableReward(model.name, model.id).hash,
-)
+def limited(work: Callable[[], Any], seconds: float | None) -> Any:
+    """`work()`, or TimeoutError after so many seconds; the call that took too long goes on, and is not waited for."""
+    if seconds is None:
+        return work()
+    result: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            result["value"] = work()
+        except BaseException as error:
+            result["error"] = error
+
+    # A daemon: a hanging call must not keep the process from ending.
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if "error" in result:
+        raise result["error"]
+    if "value" not in result:
+        raise TimeoutError(f"no answer within {seconds:g} seconds")
+    return result["value"]
+
+
+def _load(model: RewardModel, source: Source, device: torch.device) -> CallableReward:
+    return CallableReward(model)
+
+
+KIND = Kind(load=_load, files=(), differentiable=False, digest=lambda model: CallableReward(model).hash)

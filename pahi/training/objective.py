@@ -10,16 +10,14 @@ loss an uplift), s_k its pooled within-prompt standard deviation.
 import torch
 from torch import Tensor
 
+from pahi.rewards.ensemble import uplift
+
+__all__ = ["kl_per_dimension", "loss", "uplift"]
+
 
 def kl_per_dimension(mu: Tensor, log_sigma: Tensor) -> Tensor:
     """KL( N(mu, sigma^2) || N(0, I) ) / d = mean( (mu^2 + sigma^2 - 1) / 2 - log sigma ): (batch, ...) -> (batch,)."""
     return ((mu.square() + (2 * log_sigma).exp() - 1) / 2 - log_sigma).flatten(1).mean(1)
-
-
-def uplift(score: Tensor, baseline: Tensor, unit: float, cap: float | None = None) -> Tensor:
-    """A reward in within-prompt standard deviations above the prompt's own baseline, (batch,); capped as in ReFL."""
-    u = (score - baseline) / unit
-    return u if cap is None else u.clamp(max=cap)
 
 
 def loss(uplifts: list[Tensor], weights: list[float], kl: Tensor, beta: float) -> Tensor:

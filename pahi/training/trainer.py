@@ -14,6 +14,7 @@ from pahi.errors import PahiError, UserError
 from pahi.generators import Conditioning, Generator, standard_noise
 from pahi.predictors import NoisePredictor
 from pahi.rewards import Prepared, Reward
+from pahi.rewards.ensemble import Ensemble
 from pahi.settings import Train
 from pahi.training import objective
 
@@ -66,13 +67,7 @@ def train(
     """
     if not len(data):
         raise UserError("there are no training prompts; check ingest's splits or add prompts")
-    for reward, _, unit in rewards:
-        if not reward.differentiable:
-            raise UserError(
-                f"reward {reward.name!r} has no gradient, so it cannot train; list it under rewards.held_out"
-            )
-        if not unit > 0:
-            raise UserError(f"reward {reward.name!r} is the same for every picture, so it can teach nothing")
+    ensemble = Ensemble(rewards, [judge for judge, _ in judges], settings.reward_cap)
 
     torch.manual_seed(settings.seed)
     shape, width = generator.latent_shape, generator.pooled_width
@@ -119,13 +114,11 @@ def train(
             x_T = mu + log_sigma.exp() * eps
             x_T.retain_grad()
             images = generator.decode(generator.denoise(x_T, conditioning))  # (batch, 3, h, w)
-            uplifts = []
-            for reward, _, unit in rewards:
-                prepared = {name: tensor[index] for name, tensor in data.prepared[reward.name].items()}
-                score = reward.score(images, prepared, [data.texts[i] for i in index.tolist()])
-                uplifts.append(objective.uplift(score, baseline[reward.name][index], unit, settings.reward_cap))
+            prepared = {n: {k: t[index] for k, t in p.items()} for n, p in data.prepared.items()}
+            here = {name: mean[index] for name, mean in baseline.items()}
+            uplifts = ensemble.uplifts(images, prepared, [data.texts[i] for i in index.tolist()], here)
             kl = objective.kl_per_dimension(mu, log_sigma)
-            loss = objective.loss(uplifts, [weight for _, weight, _ in rewards], kl, settings.beta)
+            loss = objective.loss(uplifts, ensemble.weights, kl, settings.beta)
 
             value = float(loss.detach())
             optimizer.zero_grad(set_to_none=True)
