@@ -7,11 +7,16 @@ from pahi.settings import Settings
 
 
 @flow(name="pahi", flow_run_name="cache-{settings.name}", persist_result=False)
-def cache(settings: Settings = DEFAULT, with_upstream: bool = False) -> Result:
+def cache(settings: Settings = DEFAULT, with_upstream: bool = False, fetch_only: bool = False) -> Result:
     """Pins the models and scores the standard Gaussian.
 
     Args:
         settings: The run's settings; `pahi presets NAME` prints a preset's.
         with_upstream: Run the stages that this one reads first, where they are not finished.
+        fetch_only: Only bring the models into the store, so that workers start without the Hub.
     """
+    if fetch_only:
+        from pahi.stages import fetch_models
+
+        return {"stage": "cache", "models": fetch_models(settings)}
     return run_one("cache", settings, with_upstream)

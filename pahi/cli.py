@@ -116,13 +116,40 @@ def _stage_command(stage: str, help: str) -> None:
 
 for _stage, _help in {
     "ingest": "Reads prompts, cleans them and divides them into splits.",
-    "cache": "Pins the models, and scores the standard Gaussian's pictures.",
     "train": "Learns the noise.",
     "evaluate": "Compares the arms on prompts that training never saw.",
     "generate": "Draws pictures with the learned noise.",
     "curate": "Selects pictures and writes the dataset with its card.",
 }.items():
     _stage_command(_stage, _help)
+
+
+@app.command("cache", epilog="Example: pahi cache --preset tiny --fetch-only")
+def cache_command(
+    preset: PresetOption = "tiny",
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    root: RootOption = None,
+    name: NameOption = None,
+    prompts: PromptsOption = None,
+    with_upstream: UpstreamOption = False,
+    fetch_only: Annotated[bool, typer.Option("--fetch-only", help="Only bring the models into the store.")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Pins the models, and scores the standard Gaussian's pictures."""
+    start(verbose)
+    settings = resolve(preset, config, sets, root, name, prompts)
+    from pahi.stages import fetch_models, run_stage
+
+    with Display() as display:
+        if fetch_only:
+            rows = fetch_models(settings, progress=display)
+        else:
+            result = run_stage("cache", settings, with_upstream=with_upstream, progress=display)
+    if fetch_only:
+        print_table(rows)
+    else:
+        display.result(result)
 
 
 @app.command(epilog="Example: pahi verify tiny --rows 16")

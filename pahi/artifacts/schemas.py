@@ -140,11 +140,22 @@ def noise_schema(shape: tuple[int, ...]) -> pa.Schema:
 
 
 def embeds_schema(shapes: dict[str, tuple[int, ...]], truncated: bool) -> pa.Schema:
-    """Cached tensors of each prompt: `conditioning` (with `truncated`) and `reward_text`."""
+    """Cached tensors of each prompt: `conditioning`."""
     fields = [field("prompt_id", pa.string(), "the prompt")]
     if truncated:
         fields.append(field("truncated", pa.bool_(), "whether the tokenizer cut the prompt"))
     return pa.schema(fields + [tensor_field(name, shape, f"{name}, float32") for name, shape in shapes.items()])
+
+
+def reward_text_schema(features: dict[str, np.ndarray], truncated: list[str]) -> pa.Schema:
+    """The rewards' text sides: `REWARD__NAME` tensors, and whether each reward's tokenizer cut the prompt."""
+    fields = [field("prompt_id", pa.string(), "the prompt")]
+    for reward in truncated:
+        fields.append(field(f"{reward}__truncated", pa.bool_(), f"whether {reward}'s tokenizer cut the prompt"))
+    for name, values in features.items():
+        dtype = pa.float32() if values.dtype.kind == "f" else pa.int32()
+        fields.append(tensor_field(name, values.shape[1:], f"{name}, {dtype}", dtype))
+    return pa.schema(fields)
 
 
 def curated_schema(rewards: list[str]) -> pa.Schema:

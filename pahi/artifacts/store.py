@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,27 @@ class Store:
                 return False
             return True
 
+    def create_from(self, key: str, file: Path) -> bool:
+        """As `create`, from a file of any size."""
+        with self._explained("write", key):
+            if self.exists(key):
+                return False
+            if not self.local:
+                try:
+                    self.fs.put_file(str(file), self.path(key), mode="create")
+                except FileExistsError:
+                    return False
+                return True
+            with self._temporary(key, file) as temporary:
+                os.replace(temporary, self.path(key))
+                _sync_folder(self.path(key))
+            return True
+
+    def read_to(self, key: str, file: Path) -> None:
+        """Copies an object of any size to a local file. Raises FileNotFoundError where there is none."""
+        with self._explained("read", key):
+            self.fs.get_file(self.path(key), str(file))
+
     def replace(self, key: str, data: bytes) -> None:
         """Puts an object, over any that is there: for what no manifest refers to (run.json, training state)."""
         with self._explained("write", key):
@@ -119,14 +141,18 @@ class Store:
             self.fs.rm(self.path(prefix), recursive=True)
 
     @contextlib.contextmanager
-    def _temporary(self, key: str, data: bytes) -> Iterator[str]:
-        """A synced file beside the key's place, gone afterwards."""
+    def _temporary(self, key: str, data: bytes | Path) -> Iterator[str]:
+        """A synced file beside the key's place, of these bytes or of another file's; gone afterwards."""
         path = Path(self.path(key))
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
         try:
             with temporary.open("wb") as file:
-                file.write(data)
+                if isinstance(data, Path):
+                    with data.open("rb") as source:
+                        shutil.copyfileobj(source, file, 1 << 20)
+                else:
+                    file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             yield str(temporary)

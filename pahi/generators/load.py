@@ -4,7 +4,7 @@ The next family is one more line in FAMILIES and one more file beside this one.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -107,14 +107,14 @@ def family_of(model_id: str, pipeline: str) -> type[OneStepPipeline]:
 
 def base_folder(settings: GeneratorSettings) -> Path:
     """The folder of the pipeline itself, fetched without the weights of parts that come from elsewhere."""
-    return models.resolve(settings.id, settings.revision, skip=_skipped(settings))
+    return models.resolve(settings.id, settings.revision, skip=replaced_parts(settings))
 
 
 def part_folder(part: Part) -> Path:
     """The folder that a part's patterns are relative to."""
-    folder = models.resolve(part.id, part.revision, only=_only(part))
-    if part.file and not (folder / _only(part)[0]).is_file():
-        raise UserError(f"{part.id} has no {_only(part)[0]}")
+    folder = models.resolve(part.id, part.revision, only=part_files(part))
+    if part.file and not (folder / part_files(part)[0]).is_file():
+        raise UserError(f"{part.id} has no {part_files(part)[0]}")
     return folder
 
 
@@ -123,10 +123,12 @@ def generator_hash(settings: GeneratorSettings) -> str:
 
     That of a plain checkpoint is the hash of its files.
     """
-    weights = models.model_hash(base_folder(settings), skip=_skipped(settings))
+    weights = models.model_hash(base_folder(settings), skip=replaced_parts(settings))
     plain = GeneratorSettings(id=settings.id).fingerprinted()  # type: ignore[call-arg]
     own = {k: v for k, v in settings.fingerprinted().items() if k not in PLACES and v != plain[k]}
-    parts = {name: models.model_hash(part_folder(part), _only(part)) for name, part in _all_parts(settings).items()}
+    parts = {
+        name: models.model_hash(part_folder(part), part_files(part)) for name, part in _all_parts(settings).items()
+    }
     return content_hash({"weights": weights, "parts": parts, "settings": own}) if parts or own else weights
 
 
@@ -135,12 +137,12 @@ def lineage(settings: GeneratorSettings) -> dict[str, Any]:
     folder = base_folder(settings)
     found: dict[str, Any] = {
         "revision": fetch.commit_of(folder) or settings.revision,
-        "files": models.files(folder, skip=_skipped(settings)),
+        "files": models.files(folder, skip=replaced_parts(settings)),
     }
     for name, part in _all_parts(settings).items():
         where = part_folder(part)
         entry = {"id": part.id, "revision": fetch.commit_of(where) or part.revision}
-        found.setdefault("parts", {})[name] = entry | {"files": models.files(where, _only(part))}
+        found.setdefault("parts", {})[name] = entry | {"files": models.files(where, part_files(part))}
     return found
 
 
@@ -149,16 +151,37 @@ def _all_parts(settings: GeneratorSettings) -> dict[str, Part]:
     return settings.parts | extra
 
 
-def _skipped(settings: GeneratorSettings) -> tuple[str, ...]:
+def replaced_parts(settings: GeneratorSettings) -> tuple[str, ...]:
+    """The parts that come from elsewhere, so that the pipeline's own repository need not be asked for them."""
     return tuple(sorted(name for name in settings.parts if name != LORA))
 
 
-def _only(part: Part) -> tuple[str, ...]:
+def part_files(part: Part) -> tuple[str, ...]:
+    """Patterns of the files that a part is read from."""
     prefix = f"{part.subfolder}/" if part.subfolder else ""
     if part.file:
         return (prefix + part.file,)
     names = ("*.json", "*.safetensors", "*.txt", "*.model")
     return tuple(prefix + name for name in names)
+
+
+Find = Callable[[str, str | None, tuple[str, ...], tuple[str, ...]], str]
+
+
+def located(settings: GeneratorSettings, find: Find) -> GeneratorSettings:
+    """The same generator from other places: `find(id, revision, only, skip)` says where each repository is."""
+
+    def here(part: Part) -> Part:
+        return part.model_copy(update={"id": find(part.id, part.revision, part_files(part), ())})
+
+    extra = settings.training_autoencoder
+    return settings.model_copy(
+        update={
+            "id": find(settings.id, settings.revision, (), replaced_parts(settings)),
+            "parts": {name: here(part) for name, part in settings.parts.items()},
+            "training_autoencoder": None if extra is None else here(extra),
+        }
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
@@ -229,7 +252,7 @@ def fuse_lora(pipe: Any, part: Part) -> None:
     folder = part_folder(part)
     if not part.file:
         raise UserError(f"part 'lora' ({part.id}): name its file")
-    pipe.load_lora_weights(str(folder), weight_name=_only(part)[0])
+    pipe.load_lora_weights(str(folder), weight_name=part_files(part)[0])
     pipe.fuse_lora()
     pipe.unload_lora_weights()
 

@@ -45,6 +45,7 @@ class Source:
     folder: Path
     base: Path
     hash: str
+    weights: str = ""  # of the weights alone: two rewards with the same are one model under two names
 
 
 @dataclass(frozen=True)

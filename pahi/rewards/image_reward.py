@@ -155,15 +155,10 @@ class ImageRewardModel(nn.Module):
 
     @classmethod
     def _from_published(cls, folder: Path) -> "ImageRewardModel":
-        model = cls(
-            published_text_config(json.loads((folder / "med_config.json").read_text())),
-            published_vision_config(),
-            head=PUBLISHED_HEAD,
-            mean=PUBLISHED_MEAN,
-            std=PUBLISHED_STD,
-        )
         # weights_only: a pickle that would run code is refused instead of run.
         weights = torch.load(folder / PUBLISHED_WEIGHTS, map_location="cpu", weights_only=True)
+        text = published_text_config(json.loads((folder / "med_config.json").read_text()))
+        model = cls(text, published_vision_config(), head=PUBLISHED_HEAD, mean=PUBLISHED_MEAN, std=PUBLISHED_STD)
         model._load(rename_published(weights))
         return model.eval()
 

@@ -7,7 +7,7 @@ import torch
 
 from pahi.errors import UserError
 from pahi.rewards.base import Kind, Reward, Source
-from pahi.rewards.files import locate
+from pahi.rewards.files import Find, fetch, locate
 from pahi.settings import RewardModel
 
 
@@ -19,20 +19,21 @@ def kind_of(settings: RewardModel) -> Kind:
         raise UserError(f"reward {settings.name}: {settings.kind} needs the package {error.name}") from None
 
 
-def load_reward(settings: RewardModel, device: torch.device) -> Reward:
+def load_reward(settings: RewardModel, device: torch.device, find: Find = fetch) -> Reward:
     """Raises UserError when it cannot be loaded."""
     kind = kind_of(settings)
-    return kind.load(settings, source(settings), device)
+    return kind.load(settings, source(settings, find), device)
 
 
-def reward_hash(settings: RewardModel) -> str:
+def reward_hash(settings: RewardModel, find: Find = fetch) -> str:
     """What the fingerprint needs, without loading the model."""
-    return source(settings).hash
+    return source(settings, find).hash
 
 
-def source(settings: RewardModel) -> Source:
-    """Where a reward's files are; fetches them where they are not here."""
+def source(settings: RewardModel, find: Find = fetch) -> Source:
+    """Where a reward's files are, and their hash; `find` brings them here."""
     kind = kind_of(settings)
     if kind.digest is not None:
-        return Source(Path(), Path(), kind.digest(settings))
-    return locate(settings, kind)
+        digest = kind.digest(settings)
+        return Source(Path(), Path(), digest, digest)
+    return locate(settings, kind, find)

@@ -32,6 +32,7 @@ class Towers(nn.Module):
         self.model = model.to(device).requires_grad_(False).eval()
         self.tokens = min(getattr(text, "max_position_embeddings", LONGEST), tokenizer.model_max_length, LONGEST)
         self.size = int(model.config.vision_config.image_size)
+        self.eval()
 
     @classmethod
     def load(cls, model: RewardModel, source: Source, device: torch.device) -> "Towers":

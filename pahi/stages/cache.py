@@ -11,19 +11,21 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pahi import models
 from pahi.artifacts import Manifest, Output
 from pahi.artifacts.output import shard_name
-from pahi.artifacts.schemas import BASELINE, embeds_schema, tensor_column
+from pahi.artifacts.schemas import BASELINE, embeds_schema, reward_text_schema, tensor_column
 from pahi.errors import UserError
 from pahi.evaluation.statistics import pooled_within_prompt_std
 from pahi.generators import standard_noise
-from pahi.generators.load import lineage
+from pahi.generators.load import lineage, part_files, replaced_parts
+from pahi.rewards.files import pinned as files_of
+from pahi.rewards.load import kind_of, source
 from pahi.stages import ingest
+from pahi.stages.checkpoints import keep_all
 from pahi.stages.common import Context, environment, missing
 from pahi.training.trainer import PromptSet
 
-STAGE, VERSION = "cache", 1
+STAGE, VERSION = "cache", 2
 Rows = list[dict[str, Any]]
 
 
@@ -58,6 +60,7 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
     output, settings, inputs = place(ctx, partitions)
     if output.manifest() is not None:
         return output, True
+    fetch(ctx)
     cache = ctx.settings.cache
     train = selection(ctx, partitions, "train", cache.max_train_prompts)
     validation = selection(ctx, partitions, "validation", cache.max_validation_prompts)
@@ -73,7 +76,10 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
         part = rows[i * size : (i + 1) * size]
         output.commit_shard(shard, lambda p=part: (_shard(ctx, p), {"prompts": len(p)}))  # type: ignore[misc]
         ctx.progress(STAGE, min((i + 1) * size, len(rows)), len(rows), "prompts")
+    texts = pa.concat_tables([output.read_part("reward_text", shard) for shard in shards])
+    cut = [name for name in texts.column_names if name.endswith("__truncated")]
     summary = {
+        "truncated": {name.removesuffix("__truncated"): sum(texts.column(name).to_pylist()) for name in cut},
         "train_prompts": len(train),
         "validation_prompts": len(validation),
         "seeds": cache.seeds,
@@ -86,20 +92,43 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
     return output, False
 
 
+def fetch(ctx: Context) -> list[dict[str, Any]]:
+    """Brings every checkpoint into the store, and nothing else: one row a model, with its hash."""
+    rows = []
+    total = 1 + len(ctx.reward_models)
+    for done, (name, found) in enumerate(keep_all(ctx.settings, ctx.checkpoints), 1):
+        rows.append({"model": name, "hash": found.hash})
+        ctx.progress(STAGE, done, total, "models")
+    return rows
+
+
 def _models(ctx: Context) -> dict[str, Any]:
-    """Every checkpoint, pinned by revision and by the sha256 of each file."""
+    """Every checkpoint: its hash, licence, and the sha256 of each file; of a Hub model the id and commit too."""
     s = ctx.settings
-    pinned: dict[str, Any] = {}
-    named: list[tuple[str, Any]] = [("generator", s.generator)]
-    named += [(f"reward/{m.name}", m) for m in ctx.reward_models]
-    for name, model in named:
-        entry: dict[str, Any] = {"revision": model.revision, "hash": ctx.model_hashes[name]}
-        if name == "generator":
-            entry |= lineage(model)
-        elif getattr(model, "kind", "") != "callable":
-            entry["files"] = models.files(models.resolve(model.id, model.revision))
-        pinned[name] = entry
+    entry: dict[str, Any] = lineage(ctx.generator_settings) | {"hash": ctx.model_hashes["generator"]}
+    for name, part in entry.get("parts", {}).items():
+        # A copy in the store is known by the Hub's name, never by its place.
+        named = s.generator.parts.get(name, s.generator.training_autoencoder)
+        part |= {"id": named.id} | _origin(ctx, named.id, named.revision, part_files(named))  # type: ignore[union-attr, arg-type]
+    pinned = {"generator": entry | _origin(ctx, s.generator.id, s.generator.revision, (), replaced_parts(s.generator))}
+    for model in ctx.reward_models:
+        kind = kind_of(model)
+        entry = {"hash": ctx.model_hashes[f"reward/{model.name}"], "kind": model.kind, "revision": model.revision}
+        if kind.digest is None:
+            entry["license"] = kind.license if model.id == kind.checkpoint else "see its own"
+            entry |= _origin(ctx, model.id, model.revision, kind.files)
+            found = source(model, ctx.checkpoints.find)
+            entry["files"] = files_of(found.folder, kind.files)
+            entry["base"] = files_of(found.base, kind.base_files)
+        pinned[f"reward/{model.name}"] = entry
     return pinned
+
+
+def _origin(
+    ctx: Context, model_id: str, revision: str | None, only: tuple[str, ...], skip: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    record = ctx.checkpoints.record(model_id, revision, only, skip)
+    return {} if record is None else {"id": record["id"], "revision": record["commit"]}
 
 
 @torch.no_grad()
@@ -118,10 +147,13 @@ def _shard(ctx: Context, part: Rows) -> dict[str, pa.Table]:
 
     rewards = [ctx.reward(model) for model in ctx.reward_models]
     prepared = {reward.name: reward.prepare(texts) for reward in rewards}
-    features = {f"{r}__{n}": t.cpu().numpy() for r, p in prepared.items() for n, t in p.items()}
-    schema = embeds_schema({n: t.shape[1:] for n, t in features.items()}, truncated=False)
+    features = {f"{r}__{n}": t.cpu().numpy() for r, p in prepared.items() for n, t in p.items() if n != "truncated"}
+    cut = {f"{r}__truncated": p["truncated"].bool().tolist() for r, p in prepared.items() if "truncated" in p}
+    schema = reward_text_schema(features, [name.removesuffix("__truncated") for name in cut])
     columns = [tensor_column(t, schema.field(n).type) for n, t in features.items()]
-    tables["reward_text"] = pa.Table.from_arrays([pa.array(ids), *columns], schema=schema)
+    tables["reward_text"] = pa.Table.from_arrays(
+        [pa.array(ids), *(pa.array(c, pa.bool_()) for c in cut.values()), *columns], schema=schema
+    )
 
     pairs = [(i, seed) for i in range(len(part)) for seed in range(ctx.settings.cache.seeds)]
     baseline: Rows = []

@@ -16,10 +16,12 @@ from pahi.artifacts import fingerprint as make_fingerprint
 from pahi.artifacts.schemas import read_tensor
 from pahi.errors import UserError
 from pahi.generators import Conditioning, Generator
-from pahi.generators.load import generator_hash, load, pick_device
+from pahi.generators.load import generator_hash, load, located, pick_device, replaced_parts
 from pahi.rewards import Prepared, Reward, load_reward
-from pahi.rewards.load import reward_hash
+from pahi.rewards.load import source
+from pahi.settings import Generator as GeneratorSettings
 from pahi.settings import RewardModel, Settings
+from pahi.stages.checkpoints import Checkpoints
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -56,9 +58,25 @@ class Context:
         return pick_device(self.settings.device)
 
     @cached_property
+    def generator_settings(self) -> GeneratorSettings:
+        """The generator's settings, with the store's copy in place of each Hub id that it has one of."""
+        return located(self.settings.generator, self.checkpoints.place)
+
+    @cached_property
     def generator(self) -> Generator:
         _quiet()
-        return load(self.settings.generator, self.device)
+        s = self.settings.generator
+        generator = load(self.generator_settings, self.device)
+        # What the artifacts call it, wherever its files came from.
+        generator.id = s.id
+        record = self.checkpoints.record(s.id, s.revision, (), replaced_parts(s))
+        if record is not None:
+            generator.revision = record["commit"]
+        return generator
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.store)
 
     @cached_property
     def _rewards(self) -> dict[str, Reward]:
@@ -67,7 +85,7 @@ class Context:
     def reward(self, model: RewardModel) -> Reward:
         if model.name not in self._rewards:
             _quiet()
-            self._rewards[model.name] = load_reward(model, self.device)
+            self._rewards[model.name] = load_reward(model, self.device, self.checkpoints.find)
         return self._rewards[model.name]
 
     @property
@@ -79,15 +97,14 @@ class Context:
     @cached_property
     def model_hashes(self) -> dict[str, str]:
         """Content hashes of the generator and of every reward, by name."""
-        hashes = {"generator": generator_hash(self.settings.generator)}
-        rewards = {model.name: reward_hash(model) for model in self.reward_models}
-        trained = {rewards[model.name]: model.name for model in self.settings.rewards.train}
+        hashes = {"generator": generator_hash(self.generator_settings)}
+        found = {model.name: source(model, self.checkpoints.find) for model in self.reward_models}
+        trained = {found[model.name].weights: model.name for model in self.settings.rewards.train}
         for model in (*self.settings.rewards.held_out, *self.settings.rewards.judges):
-            if rewards[model.name] in trained:
-                raise UserError(
-                    f"held-out reward {model.name!r} has the weights of {trained[rewards[model.name]]!r}, which trains"
-                )
-        return hashes | {f"reward/{name}": digest for name, digest in rewards.items()}
+            weights = found[model.name].weights
+            if weights in trained:
+                raise UserError(f"held-out reward {model.name!r} has the weights of {trained[weights]!r}, which trains")
+        return hashes | {f"reward/{name}": reward.hash for name, reward in found.items()}
 
     def output(self, stage: str, version: int, settings: Any, inputs: dict[str, str]) -> Output:
         """The place of a stage's output, from what determines it."""
@@ -136,7 +153,7 @@ def read_conditioning(table: pa.Table) -> Conditioning:
 def read_prepared(table: pa.Table, reward: str) -> Prepared:
     """One reward's columns of a `reward_text` table."""
     prefix = f"{reward}__"
-    names = [n for n in table.column_names if n.startswith(prefix)]
+    names = [f.name for f in table.schema if f.name.startswith(prefix) and not pa.types.is_boolean(f.type)]
     return {n.removeprefix(prefix): torch.from_numpy(read_tensor(table, n).copy()) for n in names}
 
 

@@ -30,6 +30,11 @@ def run_stage(
     return _one(name, ctx, by_name=True)
 
 
+def fetch_models(settings: Settings, *, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Brings every checkpoint into the store, so that workers start without the Hub: one row a model."""
+    return cache.fetch(Context(settings, progress or silent))
+
+
 def run_all(settings: Settings, *, progress: Progress | None = None) -> list[dict[str, Any]]:
     """Every stage in its order, then the report. A dataset that grew keeps its predictor."""
     ctx = Context(settings, progress or silent)

@@ -1,6 +1,5 @@
 """ImageReward on today's transformers is ImageReward as published: the package's own scores, on rebuilt weights."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_reward_recipe import MED, fill, picture, token_ids
 from PIL import Image
 from torch import Tensor
 from transformers import BlipTextConfig, BlipVisionConfig, CLIPTokenizer
@@ -23,19 +23,6 @@ from pahi.rewards.image_reward import (
 )
 from pahi.rewards.preprocess import Pixels
 
-MED = {
-    "hidden_act": "gelu",
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "layer_norm_eps": 1e-12,
-    "max_position_embeddings": 512,
-    "num_attention_heads": 12,
-    "num_hidden_layers": 12,
-    "pad_token_id": 0,
-    "vocab_size": 30524,
-    "encoder_width": 1024,
-}
-
 # Computed by the image-reward package 1.5 (transformers 4.49, fp32, CPU) on the weights, pictures and ids below.
 GOLDEN = (  # picture i under prompt j
     (-7.058670997619629, -6.9343037605285645, -6.935282230377197, -6.941527366638184),
@@ -45,42 +32,6 @@ GOLDEN = (  # picture i under prompt j
 )
 GOLDEN_CLS = (-0.25381022691726685, 0.39205247163772583, -0.5154933929443359, -1.3141781091690063)  # of picture 0
 GOLDEN_GRADIENT = {"norm": 1.8419044017791748, "abs_mean": 0.003512637922540307}  # picture 0, prompt 1
-
-
-def fill(name: str, like: Tensor) -> Tensor:
-    """The value of a weight of the published state dict, from its name alone."""
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
-    noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))
-    leaf = name.rsplit(".", 1)[-1]
-    if any(part in name for part in (".norm", "LayerNorm")) and leaf == "weight":
-        return 1 + 0.1 * noise
-    if leaf == "bias":
-        return 0.1 * noise
-    if name.startswith("mlp."):
-        return noise * (2.0 / like.shape[1]) ** 0.5
-    if like.ndim == 2 and "embeddings" not in name:
-        return noise / like.shape[1] ** 0.5
-    if like.ndim == 4:
-        return noise / like[0].numel() ** 0.5
-    return 0.1 * noise
-
-
-def picture(i: int) -> Image.Image:
-    y, x = np.mgrid[0:512, 0:512]
-    ramps = [(x * (i + 1)) // 3 % 256, (y * (i + 2)) // 2 % 256, ((x + y) * (i + 3)) // 5 % 256]
-    pixels = np.stack(ramps, -1).astype(np.uint8)
-    pixels[(x - 100 - 40 * i) ** 2 + (y - 260) ** 2 < (60 + 20 * i) ** 2] = (250 - 40 * i, 30 * i, 200)
-    pixels[:, 16 * i : 16 * i + 8] = 255
-    return Image.fromarray(pixels)
-
-
-def token_ids(i: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask (1, 35) of prompt i."""
-    rng, length = np.random.RandomState(100 + i), (5, 12, 20, 35)[i]
-    ids, mask = np.zeros(35, np.int64), np.zeros(35, np.int64)
-    ids[:length] = rng.randint(1000, 30000, length)
-    ids[0], ids[length - 1], mask[:length] = 101, 102, 1
-    return torch.tensor(ids)[None], torch.tensor(mask)[None]
 
 
 def pil_pixels(image: Image.Image, size: int = 224) -> Tensor:
@@ -164,6 +115,29 @@ def test_the_gradient_is_the_packages(golden: ImageRewardModel) -> None:
     assert float(gradient.abs().mean()) == pytest.approx(
         GOLDEN_GRADIENT["abs_mean"], abs=1e-4 * GOLDEN_GRADIENT["norm"]
     )
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("wrong", ["heads", "epsilon"])
+def test_a_wrong_head_count_or_epsilon_would_show(golden: ImageRewardModel, wrong: str) -> None:
+    """Both load without an error, and are transformers' defaults."""
+    changed: list[tuple[object, str, object]] = []
+    for module in golden.modules():
+        if wrong == "heads" and hasattr(module, "num_attention_heads") and hasattr(module, "attention_head_size"):
+            changed += [(module, "num_attention_heads", 8), (module, "attention_head_size", 96)]
+        if wrong == "epsilon" and isinstance(module, torch.nn.LayerNorm) and module.eps == 1e-6:
+            changed.append((module, "eps", 1e-5))
+    assert len(changed) > 20
+    right = [getattr(module, name) for module, name, _ in changed]
+    try:
+        for module, name, value in changed:
+            setattr(module, name, value)
+        got = golden(pil_pixels(picture(0)), *token_ids(0))
+    finally:
+        for (module, name, _), value in zip(changed, right, strict=True):
+            setattr(module, name, value)
+    assert abs(float(got) - GOLDEN[0][0]) > 1e-4
 
 
 # ------------------------------------------------------------------------------------------------------ a small one
