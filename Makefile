@@ -1,11 +1,11 @@
-# make demo | test | bench | lint | clean. Each sets up what it needs in .venv; a second call does not reinstall.
+# make demo | test | bench | lint | image-reward | clean. Each sets up what it needs in .venv; a second call does not reinstall.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test bench lint clean setup
+.PHONY: demo test bench lint image-reward clean setup
 .DEFAULT_GOAL := demo
 
 setup: $(STAMP)
@@ -34,6 +34,18 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The published ImageReward package, as the reference that `pahi doctor --reference` compares ours with.
+REFERENCE := .venv-image-reward
+
+image-reward: $(REFERENCE)/.installed
+
+$(REFERENCE)/.installed: constraints-image-reward.txt
+	@test -n "$(PYTHON)" || { echo "error: no python3.11 here; name one with PYTHON=..." >&2; exit 2; }
+	@test -x $(REFERENCE)/bin/python || $(PYTHON) -m venv $(REFERENCE)
+	$(REFERENCE)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --constraint constraints-image-reward.txt image-reward transformers torchvision clip-anytorch open_clip_torch setuptools
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(REFERENCE) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find pahi flows tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -261,6 +261,9 @@ def doctor(
     sets: SetOption = None,
     root: RootOption = None,
     name: NameOption = None,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Compare ImageReward with its published package (`make image-reward`).")
+    ] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Tells what this machine and this store can do. Exit code 1 where something is missing."""
@@ -268,7 +271,7 @@ def doctor(
     settings = resolve(preset, config, sets, root, name, None)
     from pahi import maintenance
 
-    _checks(maintenance.doctor(settings))
+    _checks(maintenance.doctor(settings, reference=reference))
 
 
 # ---------------------------------------------------------------------------------------------------------- settings

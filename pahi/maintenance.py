@@ -1,12 +1,15 @@
 """What the store holds, whether it is whole, and what nothing refers to any more."""
 
+import importlib
 import io
 import json
 import platform
 import secrets
 import sys
+import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,9 @@ from pahi.artifacts import Output, Store
 from pahi.artifacts.fingerprint import content_hash
 from pahi.errors import PahiError, UserError
 from pahi.generation.pictures import pixels_sha256
-from pahi.settings import Settings
+from pahi.rewards.files import pinned
+from pahi.rewards.load import kind_of, source
+from pahi.settings import RewardModel, Settings, reward_kinds
 from pahi.stages import STAGES, generate, ingest
 from pahi.stages.common import Context
 
@@ -189,8 +194,11 @@ def redraw(ctx: Context, rows: int) -> list[Check]:
     return [{"check": "redraw", "ok": worst <= limit, "detail": detail}]
 
 
-def doctor(settings: Settings) -> list[Check]:
-    """What this machine and this store can do; one row a check, with what to do about it."""
+def doctor(settings: Settings, *, reference: bool = False) -> list[Check]:
+    """What this machine and this store can do; one row a check, with what to do about it.
+
+    With `reference`, ImageReward's scores beside those of its published package too.
+    """
     import torch
 
     checks: list[Check] = [
@@ -208,7 +216,14 @@ def doctor(settings: Settings) -> list[Check]:
     attempt("store", lambda: _probe(ctx.store))
     attempt("generator", lambda: f"{settings.generator.id}, weights {ctx.model_hashes['generator'][:12]}")
     for model in ctx.reward_models:
-        attempt(f"reward {model.name}", lambda m=model: f"{m.kind}, {type(ctx.reward(m)).__name__} loads")  # type: ignore[misc]
+        attempt(f"reward {model.name}", lambda m=model: _describe(ctx, m))  # type: ignore[misc]
+    for kind in reward_kinds():
+        checks.append({"check": f"kind {kind}", "ok": True, "detail": _published(kind)})
+    if reference:
+        try:
+            checks += _reference(ctx)
+        except PahiError as error:
+            checks.append({"check": "reference", "ok": False, "detail": str(error)})
     try:
         checks.append({"check": "prefect", "ok": True, "detail": version("prefect")})
     except PackageNotFoundError:
@@ -216,6 +231,63 @@ def doctor(settings: Settings) -> list[Check]:
             {"check": "prefect", "ok": False, "detail": "not installed: `pahi run --direct` works without it"}
         )
     return checks
+
+
+def _describe(ctx: Context, model: RewardModel) -> str:
+    kind = kind_of(model)
+    gradient = "with a gradient" if kind.differentiable else "no gradient"
+    found = source(model, ctx.checkpoints.find)
+    size = sum(int(entry["bytes"]) for entry in pinned(found.folder, kind.files).values()) if kind.files else 0
+    loads = f"{type(ctx.reward(model)).__name__} loads"
+    return f"{model.kind}, {loads}, {gradient}, {found.hash[:12]}" + (f", {size / 1e6:.1f} MB" if size else "")
+
+
+def _published(kind: str) -> str:
+    """Whether a kind's published checkpoint can be run here, and why not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    about = importlib.import_module(f"pahi.rewards.{kind}").KIND
+    if about.digest is not None:
+        return "any function of this Python: id module:function"
+    for repository, patterns in ((about.checkpoint, about.files), (about.base, about.base_files)):
+        if not repository:
+            continue
+        probe = "config.json" if any(p.startswith("*") for p in patterns) else patterns[0].replace("*", ".json")
+        if not isinstance(try_to_load_from_cache(repository, probe), str):
+            return (
+                f"not now: {repository} is not on this machine; name it in the settings, and "
+                "`pahi cache --fetch-only` fetches it where the Hub can be reached"
+            )
+    if not about.checkpoint:
+        return f"{about.base} is here; its own weights ({', '.join(about.files)}) are on no Hub: name their folder"
+    return f"{about.checkpoint} is here, licence {about.license}"
+
+
+def _reference(ctx: Context) -> list[Check]:
+    """The published checkpoint of the settings by both networks, or a stand-in of the same size."""
+    from pahi.rewards import reference
+
+    reference.interpreter()  # before gigabytes are written
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = tokenizer = Path(scratch)
+        what = "random weights"
+        for model in ctx.reward_models:
+            if model.kind == "image_reward":
+                found = source(model, ctx.checkpoints.find)
+                if (found.folder / reference.PUBLISHED_WEIGHTS).is_file():
+                    folder, tokenizer, what = found.folder, found.base, model.id
+        if what == "random weights":
+            reference.stand_in(folder)
+        return [
+            {
+                "check": f"reference {row.picture}",
+                "ok": row.ok,
+                "detail": f"{what}: package {row.package:+.5f}, ours {row.pil:+.5f} of PIL's pixels (difference "
+                f"{abs(row.pil - row.package):.6f}), {row.tensor:+.5f} of the tensor "
+                f"({abs(row.tensor - row.package):.4f})",
+            }
+            for row in reference.compare(folder, tokenizer)
+        ]
 
 
 def _devices() -> str:

@@ -103,9 +103,9 @@ class Generator(Tree):
 
 def reward_kinds() -> list[str]:
     """The kinds of rewards: the files of pahi/rewards, less those that every kind shares."""
-    shared = ("__init__", "base", "ensemble", "files", "load", "preprocess", "reference", "towers")
+    shared = ("base", "ensemble", "files", "load", "preprocess", "reference", "towers")
     names = (file.name.removesuffix(".py") for file in (resources.files("pahi") / "rewards").iterdir())
-    return sorted(name for name in names if name.isidentifier() and name not in (*shared, "__pycache__"))
+    return sorted(n for n in names if n.isidentifier() and n not in shared and not n.startswith("_"))
 
 
 class RewardModel(Tree):

@@ -70,12 +70,6 @@ class Kind:
     base_files: tuple[str, ...] = TOKENIZER_FILES
     """Patterns of the files that are read there."""
 
-    packages: tuple[str, ...] = ()
-    """Modules that it imports beyond the project's own dependencies."""
-
-    extra: str = ""
-    """The extra that installs them."""
-
     differentiable: bool = True
 
     digest: Callable[[RewardModel], str] | None = None
