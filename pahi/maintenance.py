@@ -250,7 +250,13 @@ def _published(kind: str) -> str:
     if about.digest is not None:
         return "any function of this Python: id module:function"
     for repository, patterns in ((about.checkpoint, about.files), (about.base, about.base_files)):
-        if not repository:
+        own = ("tokenizer.json", "vocab.json")
+        if not repository or (
+            # A checkpoint with a tokenizer of its own needs no base.
+            repository == about.base
+            and about.checkpoint
+            and any(isinstance(try_to_load_from_cache(about.checkpoint, n), str) for n in own)
+        ):
             continue
         probe = "config.json" if any(p.startswith("*") for p in patterns) else patterns[0].replace("*", ".json")
         if not isinstance(try_to_load_from_cache(repository, probe), str):

@@ -5,6 +5,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small
@@ -16,8 +17,9 @@ from transformers import CLIPTokenizer
 from pahi import models
 from pahi.errors import UserError
 from pahi.rewards import Reward, load_reward
+from pahi.rewards.files import fetch, locate
 from pahi.rewards.load import kind_of, reward_hash
-from pahi.settings import reward_kinds
+from pahi.settings import RewardModel, reward_kinds
 
 CPU = torch.device("cpu")
 PROMPTS = ["a red circle", "two blue squares left of a star"]
@@ -221,3 +223,26 @@ def test_a_missing_tokenizer_is_not_made_up(folders: dict[str, Path], tmp_path: 
         folder = tmp_path / kind
         shutil.copytree(folders[kind], folder, ignore=shutil.ignore_patterns("tokenizer*", "vocab*", "merges*"))
         refused(kind, folder)
+
+
+# ------------------------------------------------------------------------------------------------------ documentation
+
+PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+
+
+def test_the_page_lists_every_kind() -> None:
+    for kind in KINDS:
+        assert f"| `{kind}` |" in PAGE
+
+
+def test_the_pages_example_is_a_reward(tmp_path: Path) -> None:
+    names: dict[str, Any] = {}
+    exec(PAGE.split("```python\n")[1].split("```")[0], names)
+    (tmp_path / "factor.json").write_text('{"factor": 2.0}')
+    model = RewardModel.model_validate({"name": "mine", "kind": "callable", "id": str(tmp_path)})
+    found = locate(model, names["KIND"], fetch)
+    reward = names["KIND"].load(model, found, CPU)
+    images = torch.stack([tensor(photo(9, 9)), torch.full((3, 9, 9), 0.5)]).requires_grad_()
+    got = reward.score(images, reward.prepare(PROMPTS), PROMPTS)
+    assert got[0] > got[1] == 0 and reward.hash == found.hash
+    assert torch.autograd.grad(got[0], images)[0][0].any()
