@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pahi.rewards.reference import MED, pil_pixels
 from PIL import Image
 from transformers import BlipTextConfig, BlipVisionConfig, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
@@ -26,6 +25,7 @@ from pahi.generators import standard_noise
 from pahi.generators.load import pick_device
 from pahi.rewards import load_reward
 from pahi.rewards.image_reward import ImageRewardModel, published_text_config, published_vision_config
+from pahi.rewards.reference import MED, pil_pixels
 from pahi.settings import RewardModel, load_settings
 from pahi.stages.common import Context, to_uint8
 

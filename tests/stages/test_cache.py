@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -13,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 from hub_server import Repository, hub, read_folder
+from transformers import AutoTokenizer, BlipTextConfig, BlipVisionConfig
 
 from pahi import models
 from pahi.errors import UserError
+from pahi.rewards.image_reward import ImageRewardModel
 from pahi.settings import Settings, load_settings
 from pahi.stages import cache as cache_stage
 from pahi.stages import fetch_models, run_stage
@@ -24,9 +28,9 @@ from pahi.stages.common import Context, read_prepared
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = Path(str(resources.files("pahi.tiny"))) / "weights"
-TRAINS, HELD_OUT, JUDGES = ([m.name for m in ms] for _, ms in load_settings().rewards)
-FIRST = load_settings().rewards.train[0]
+FIRST = next(model for model in load_settings().rewards.train if model.kind == "pickscore")
 REWARD = models.resolve(FIRST.id)
+TRAINS, HELD_OUT, JUDGES = [FIRST.name], ["second"], ["oracle"]
 SMALL = [
     "cache.max_train_prompts=4",
     "cache.max_validation_prompts=2",
@@ -36,8 +40,25 @@ SMALL = [
 ]
 
 
+@cache
+def second() -> Path:
+    """A small ImageReward with random weights: the kind whose text side is ids."""
+    folder, tokenizer = Path(tempfile.mkdtemp()), AutoTokenizer.from_pretrained(REWARD)
+    torch.manual_seed(0)
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = BlipTextConfig(**tower, encoder_hidden_size=16, vocab_size=len(tokenizer), is_decoder=True, use_cache=False)
+    vision = BlipVisionConfig(**tower, image_size=64, patch_size=16)
+    ImageRewardModel(text, vision, tokens=24).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def settings(root: str | Path, *extra: str) -> Settings:
-    return load_settings("tiny", overrides=[*SMALL, *extra], root=str(root))
+    rewards = [
+        f"rewards.train=[{{name: {FIRST.name}, kind: pickscore, id: '{FIRST.id}'}}]",
+        f"rewards.held_out=[{{name: second, kind: image_reward, id: {second()}}}]",
+    ]
+    return load_settings("tiny", overrides=[*SMALL, *rewards, *extra], root=str(root))
 
 
 FROM_HUB = ("generator.id=some/generator", f"rewards.train=[{{name: pick, kind: {FIRST.kind}, id: some/reward}}]")
@@ -56,7 +77,7 @@ def fetch_from_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         own |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
 
         def fetch(root: str) -> str:
-            sets = [part for override in (*SMALL, *FROM_HUB) for part in ("--set", override)]
+            sets = [part for override in (*SMALL, *FROM_HUB, "rewards.held_out=[]") for part in ("--set", override)]
             command = [sys.executable, "-m", "pahi.cli", "cache", "--fetch-only", "--root", root, *sets]
             done = subprocess.run(command, capture_output=True, text=True, env=os.environ | own, timeout=400)
             assert done.returncode == 0, done.stderr
