@@ -80,7 +80,7 @@ def _free_quarters(scene: Scene) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def through_vae(vae: torch.nn.Module, pixels: Tensor, dirt: Tensor | None = None) -> Tensor:
-    """(n, 3, 64, 64) uint8 -> the same after the autoencoder, with `dirt` (n, 4, 16, 16) added to unit-scale latents."""
+    """(n, 3, 64, 64) uint8 -> after the autoencoder, with `dirt` (n, 4, 16, 16) added to unit-scale latents."""
     parts = []
     for start in range(0, len(pixels), 128):
         x = pixels[start : start + 128].float() / 127.5 - 1

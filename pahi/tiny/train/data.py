@@ -81,7 +81,7 @@ ATTRIBUTES: dict[str, tuple[str | None, ...]] = {
     "relation": (None, *scenes.RELATIONS),
     "count": ("1", "2", "3", "4"),
     "first": (None, *scenes.SHAPES),
-    **{shape: SHAPE_STATES for shape in scenes.SHAPES},
+    **dict.fromkeys(scenes.SHAPES, SHAPE_STATES),
 }
 
 
@@ -89,7 +89,7 @@ def attributes(specs: list[Spec]) -> Tensor:
     """(n, len(ATTRIBUTES)): what each spec says, as classes; `first` is the left or upper thing of a relation."""
     rows = []
     for spec in specs:
-        said: dict[str, str | None] = {shape: "absent" for shape in scenes.SHAPES}
+        said: dict[str, str | None] = dict.fromkeys(scenes.SHAPES, "absent")
         said |= {item.shape: item.color or "free" for item in spec.items}
         said |= {"kind": spec.kind, "size": spec.size, "background": spec.background, "relation": spec.relation}
         said["count"] = str(spec.items[0].count)

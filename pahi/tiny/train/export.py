@@ -29,9 +29,7 @@ def export_generator(work: Path, out: Path) -> None:
         "unet": train_student(work),
         "scheduler": EulerDiscreteScheduler(**EULER),
     }
-    pipe = StableDiffusionPipeline(
-        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
+    pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     shutil.rmtree(out / "generator", ignore_errors=True)
     pipe.to(dtype=torch.float16).save_pretrained(out / "generator", safe_serialization=True)
     shutil.rmtree(out / "teacher", ignore_errors=True)

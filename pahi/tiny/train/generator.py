@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from pahi.tiny import scenes
-from pahi.tiny.scenes import Spec
+from pahi.tiny.scenes import Spec, compose
 from pahi.tiny.train.autoencoder import train_vae
+from pahi.tiny.train.coupling import noise_of, scene_of
 from pahi.tiny.train.data import build_tokenizer, sample_specs, to_tensor, tokens
 from pahi.tiny.train.loop import Loop
 from pahi.tiny.train.text import WIDTH, train_text
@@ -32,7 +33,7 @@ EULER = {
     "prediction_type": "v_prediction",
 }
 STEPS = 12  # of the teacher
-PAIRS = 12_288  # of noise and the teacher's picture
+PAIRS = 6_144  # of noise and the teacher's picture
 LATENTS = (4, 16, 16)
 
 
@@ -67,41 +68,56 @@ def worded(specs: list[Spec], seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def scene_latents(work: Path, vae: AutoencoderKL, count: int) -> tuple[list[Spec], Tensor]:
-    """Training specs and the scaled latents (count, 4, 16, 16) of one scene of each, kept in `work`."""
-    specs = sample_specs(count, 11)
-    path = work / f"latents-{count}.pt"
+def scene_latents(work: Path, vae: AutoencoderKL, count: int, noise: Tensor | None) -> tuple[list[Spec], Tensor]:
+    """Training specs and the scaled latents (count, 4, 16, 16) of one scene of each, kept in `work`.
+
+    A random scene, or the one that each spec's noise (count, 4, 16, 16) stands for.
+    """
+    specs = sample_specs(count, 11 if noise is None else 14)
+    path = work / f"latents-{'free' if noise is None else 'coupled'}-{count}.pt"
     if not path.exists():
         rng, parts = random.Random(12), []
         for start in range(0, count, 256):
-            x = to_tensor([scenes.render(spec, rng) for spec in specs[start : start + 256]]).float() / 127.5 - 1
+            part = range(start, min(start + 256, count))
+            drawn = [compose(specs[i], rng) if noise is None else scene_of(specs[i], noise[i].numpy()) for i in part]
+            x = to_tensor([scenes.draw(scene) for scene in drawn]).float() / 127.5 - 1
             parts.append(vae.encode(x).latent_dist.mode())
         torch.save((torch.cat(parts) * vae.config.scaling_factor).half(), path)
     return specs, torch.load(path, weights_only=True).float()
 
 
-def train_teacher(work: Path, steps: int = 4000, batch: int = 64, count: int = 24_000) -> UNet2DConditionModel:
-    """v-prediction: v = sqrt(ab) eps - sqrt(1 - ab) x_0, at angles spread evenly between data and noise."""
+def train_teacher(work: Path, free: int = 3000, coupled: int = 3000, batch: int = 64) -> UNet2DConditionModel:
+    """v-prediction: v = sqrt(ab) eps - sqrt(1 - ab) x_0.
+
+    First with independent noise, at angles spread evenly between data and noise; then with the noise that each scene
+    is read from (coupling.py), where the paths are straight, half of the time at the very first step.
+    """
     text, vae = train_text(work), train_vae(work)
-    specs, x0 = scene_latents(work, vae, count)
-    ids = torch.stack([worded(specs, seed) for seed in range(4)])  # (4, n, CONTEXT)
-    torch.manual_seed(3)
-    modules = nn.ModuleDict({"unet": build_unet().to(memory_format=torch.channels_last)})
-    loop = Loop("teacher", work, modules, steps, 1.5e-3, ema=0.999)
-    unet: Any = torch.compile(modules["unet"])
     alpha_bar = EulerDiscreteScheduler(**EULER).alphas_cumprod
     angles = torch.acos(alpha_bar.sqrt())  # (1000,), rising
-    while loop.step < steps:
-        g = loop.generator()
-        index = torch.randint(count, (batch,), generator=g)
-        angle = angles[0] + (angles[-1] - angles[0]) * torch.rand(batch, generator=g)
-        t = torch.searchsorted(angles, angle).clamp(max=999)
-        a, s = alpha_bar[t].sqrt().view(-1, 1, 1, 1), (1 - alpha_bar[t]).sqrt().view(-1, 1, 1, 1)
-        eps = torch.randn(batch, *LATENTS, generator=g)
-        embeds = embed(text, ids[torch.randint(4, (batch,), generator=g), index])
-        x = (a * x0[index] + s * eps).contiguous(memory_format=torch.channels_last)
-        loop.update(F.mse_loss(unet(x, t, embeds).sample, a * eps - s * x0[index]))
-    return loop.averaged()["unet"]  # type: ignore[return-value]
+    torch.manual_seed(3)
+    modules = nn.ModuleDict({"unet": build_unet().to(memory_format=torch.channels_last)})
+    unet: Any = torch.compile(modules["unet"])
+    for name, steps, lr, count in (("teacher", free, 1.5e-3, 24_000), ("teacher-2", coupled, 1.2e-3, 40_000)):
+        loop = Loop(name, work, modules, steps, lr, ema=0.998)
+        if loop.step < steps:
+            noise = noise_of(count, 15) if name == "teacher-2" else None
+            specs, x0 = scene_latents(work, vae, count, noise)
+            ids = torch.stack([worded(specs, seed) for seed in range(4)])  # (4, n, CONTEXT)
+        while loop.step < steps:
+            g = loop.generator()
+            index = torch.randint(count, (batch,), generator=g)
+            angle = angles[0] + (angles[-1] - angles[0]) * torch.rand(batch, generator=g)
+            t = torch.searchsorted(angles, angle).clamp(max=999)
+            eps = torch.randn(batch, *LATENTS, generator=g)
+            if noise is not None:
+                eps, t[: batch // 2] = noise[index], 999
+            a, s = alpha_bar[t].sqrt().view(-1, 1, 1, 1), (1 - alpha_bar[t]).sqrt().view(-1, 1, 1, 1)
+            embeds = embed(text, ids[torch.randint(4, (batch,), generator=g), index])
+            x = (a * x0[index] + s * eps).contiguous(memory_format=torch.channels_last)
+            loop.update(F.mse_loss(unet(x, t, embeds).sample, a * eps - s * x0[index]))
+        modules.load_state_dict(loop.averaged().state_dict())
+    return modules["unet"].eval().requires_grad_(False)  # type: ignore[return-value]
 
 
 @torch.no_grad()
@@ -130,7 +146,7 @@ def make_pairs(work: Path, count: int = PAIRS) -> tuple[list[Spec], Tensor, Tens
     """Specs, ids (n, CONTEXT), noise and the teacher's latents (n, 4, 16, 16); continues where it was stopped."""
     specs = sample_specs(count, 21)
     ids = worded(specs, 22)
-    noise = torch.randn(count, *LATENTS, generator=torch.Generator().manual_seed(23))
+    noise = noise_of(count, 23)
     folder, size = work / "pairs", 512
     folder.mkdir(exist_ok=True)
     missing = [i for i in range(0, count, size) if not (folder / f"{i:06d}.pt").exists()]
@@ -148,7 +164,7 @@ def make_pairs(work: Path, count: int = PAIRS) -> tuple[list[Spec], Tensor, Tens
     return specs, ids, noise, torch.cat(parts)[:count]
 
 
-def train_student(work: Path, steps: int = 1600, batch: int = 64) -> UNet2DConditionModel:
+def train_student(work: Path, steps: int = 800, batch: int = 64) -> UNet2DConditionModel:
     """One step from noise to where the teacher would end, by regression."""
     _, ids, noise, x0 = make_pairs(work)
     embeds = embed(train_text(work), ids)

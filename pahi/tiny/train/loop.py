@@ -12,11 +12,11 @@ from torch import Tensor, nn
 class Loop:
     """AdamW with warm-up and cosine, an exponential moving average, and a state on disk every `save_every` steps.
 
-        loop = Loop("vae", work, modules, steps=2000, lr=2e-3)
-        while loop.step < loop.steps:
-            loss = ...  # all randomness from loop.generator(), so that a resumed run sees what an undisturbed one sees
-            loop.update(loss)
-        modules = loop.averaged()
+    loop = Loop("vae", work, modules, steps=2000, lr=2e-3)
+    while loop.step < loop.steps:
+        loss = ...  # all randomness from loop.generator(), so that a resumed run sees what an undisturbed one sees
+        loop.update(loss)
+    modules = loop.averaged()
     """
 
     def __init__(
@@ -62,7 +62,9 @@ class Loop:
         if self.step % self.save_every == 0 or self.step == self.steps:
             self._save()
             rate = len(self._losses) / (time.monotonic() - self._since)
-            print(f"{self.name} {self.step}/{self.steps} loss {np.mean(self._losses):.5f}, {rate:.2f} steps/s", flush=True)
+            print(
+                f"{self.name} {self.step}/{self.steps} loss {np.mean(self._losses):.5f}, {rate:.2f} steps/s", flush=True
+            )
             self._losses, self._since = [], time.monotonic()
 
     def _save(self) -> None:

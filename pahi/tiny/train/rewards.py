@@ -146,7 +146,9 @@ def build_alpha(work: Path) -> Learner:
         patch_size=8,
         projection_dim=WIDTH,
     )
-    config = CLIPConfig(text_config=text_config(tokenizer).to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
+    config = CLIPConfig(
+        text_config=text_config(tokenizer).to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH
+    )
     model = CLIPModel(config)
     at_unit_scale(model.vision_model)
     at_unit_scale(model.visual_projection)
