@@ -10,6 +10,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -326,7 +327,7 @@ def published_sizes(device: torch.device, rehearse: bool, compiled: bool, rounds
 
                 took, ratios = in_turns(ours, theirs, device, rounds)
                 label_ = f"{label}{', compiled' if compiled and dtype == best else ''}"
-                print(f"| {name} | {label_} | {batch} | {batch / took:.1f} | {spread(ratios)} |", flush=True)
+                print(f"| {name} | {label_} | {batch} | {batch / took:.1f} | {spread(ratios)} |")
             del pipe
         del generator
     print("\n| training step | batch | checkpointing | ms | peak MB | share of measured peak |")
@@ -363,6 +364,7 @@ def main() -> None:
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     if arguments.rehearse:
         published_sizes(torch.device("cpu"), True, False, 1)

@@ -273,6 +273,8 @@ def explained(model_id: str) -> Iterator[None]:
 
     try:
         yield
+    except UserError as error:
+        raise UserError(str(error) if model_id in str(error) else f"{model_id}: {error}") from None
     except torch.OutOfMemoryError:
         raise
     except (OSError, ValueError, KeyError, ImportError, EOFError, RuntimeError, TypeError, SafetensorError) as error:

@@ -76,7 +76,8 @@ class OneStepPipeline:
     def decode(self, latents: Tensor) -> Tensor:
         # Where gradients flow, and only there, a smaller decoder may stand in.
         vae = self.training_vae if self.training_vae is not None and latents.requires_grad else self.vae
-        out = vae.decode(self.unscale(latents, vae).to(vae.dtype), return_dict=False)[0]
+        dtype = next(vae.decoder.parameters()).dtype
+        out = vae.decode(self.unscale(latents, vae).to(dtype), return_dict=False)[0]
         return out.to(self.arithmetic) / 2 + 0.5
 
     def unscale(self, latents: Tensor, vae: Any) -> Tensor:
@@ -89,13 +90,15 @@ class OneStepPipeline:
 
     # ------------------------------------------------------------------------------------------------------- devices
 
+    # diffusers' own `dtype` and `device` walk through every module for hooks: milliseconds, several times a picture.
+
     @property
     def device(self) -> torch.device:
-        return self.denoiser.device
+        return next(self.denoiser.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.denoiser.dtype
+        return next(self.denoiser.parameters()).dtype
 
     @property
     def arithmetic(self) -> torch.dtype:
