@@ -12,6 +12,7 @@ os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempd
 import hypothesis
 import pytest
 import torch
+from randomised import randomise
 from transformers import CLIPTokenizer
 
 from pahi.artifacts import Store
@@ -94,14 +95,6 @@ def tokenizer() -> CLIPTokenizer:
     from pahi.tiny.train import build_tokenizer
 
     return build_tokenizer()
-
-
-def randomise(module: torch.nn.Module, seed: int, scale: float = 0.1) -> None:
-    """Moves every weight, so that none is the 0 or 1 of its initialisation and each one matters."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ KINDS = sorted(small.BUILDERS)
 
 @pytest.fixture(scope="module")
 def folders(tokenizer: CLIPTokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from conftest import randomise
+    from randomised import randomise
 
     found = {}
     for kind, build in small.BUILDERS.items():
