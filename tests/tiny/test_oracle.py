@@ -265,6 +265,28 @@ def spoiled(name: str, spec: Spec, rng: random.Random, noise: np.random.Generato
         return np.where(edge[..., None], other, picture)
     if name == "negative":
         return 1 - picture
+    if name == "foreign background":
+        other = np.array(rng.choice([(70, 70, 70), (185, 185, 185), (120, 90, 60), (90, 120, 200)])) / 255
+        cover = np.abs(picture - back).sum(-1, keepdims=True) / np.abs(picture - back).sum(-1).max()
+        return cover * picture + (1 - cover) * other
+    if name == "grainy background":
+        flat = (np.abs(picture - back) < 0.02).all(-1, keepdims=True)
+        return np.where(flat, 0.5 + (back - 0.5) * 0.85 + noise.normal(0, 0.08, picture.shape), picture)
+    if name in ("bitten", "bumped"):
+        # Beside the middle of a side, and six pixels square; on the upper left where there is no such side.
+        x, y = int(thing.cx + thing.r), int(thing.cy + (0.9 * thing.r if thing.shape == "triangle" else 0))
+        other = picture.copy()
+        if name == "bumped":
+            other[y - 3 : y + 3, x : x + 6] = np.array(COLORS[thing.color]) / 255
+        else:
+            other[y - 3 : y + 3, x - 6 : x] = back
+        return other
+    if name == "rimmed":
+        rim = picture.copy()
+        part = slice(low[0], int(high[0]) + 1), slice(int(thing.cx) + int(0.3 * thing.r), int(high[1]) + 1)
+        tint = np.array(COLORS[rng.choice([c for c in COLORS if c != thing.color])]) / 255
+        rim[part] = np.where((np.abs(picture[part] - back) > 0.1).any(-1, keepdims=True), tint, picture[part])
+        return rim
     if name == "foreign colour":
         rgb = rng.choice([(120, 70, 30), (20, 200, 210), (128, 128, 0), (90, 90, 100), (190, 220, 120)])
         cover = np.abs(picture - back).sum(-1, keepdims=True) / np.abs(picture - back).sum(-1).max()
@@ -283,6 +305,7 @@ SPOILED = (
     "blank", "noise only", "heavy noise", "blur", "coarse", "pale", "ghost of another", "ghost of itself", "half drawn",
     "hollow", "two colours", "one more, faint", "one more, small", "one more", "one less", "cut off", "scribbled on",
     "striped background", "two backgrounds", "negative", "foreign colour",
+    "foreign background", "grainy background", "bitten", "bumped", "rimmed",
 )  # fmt: skip
 
 
@@ -292,6 +315,51 @@ def test_what_nobody_would_call_right_is_not(name: str) -> None:
     specs = [spec for kind in KINDS for spec in specs_of(kind, 20, rng)]
     passed = [spec.key for spec in specs if right(spoiled(name, spec, rng, noise), spec)]
     assert len(passed) <= 1, passed
+
+
+@pytest.mark.parametrize("shape", ["circle", "square"])
+def test_a_large_plain_shape_is_not_right_when_blurred(shape: str) -> None:
+    """The shapes that a blur changes least."""
+    spec = Spec("single_object", (Item(shape),))
+    for color, background in (("red", "white"), ("yellow", "black"), ("blue", "gray")):
+        picture = array(draw(Scene((Thing(shape, color, 31, 33, 17),), background)))
+        assert right(soften(picture, 1.2, 0, np.random.default_rng(0)), spec)
+        assert not right(soften(picture, 2.2, 0, np.random.default_rng(0)), spec)
+
+
+def test_what_is_too_small_or_too_large_is_no_thing_of_this_world() -> None:
+    for shape in SHAPES:
+        spec = Spec("single_object", (Item(shape),))
+        for r, holds in ((4.5, False), (5.5, False), (8.0, True), (17.0, True), (21.0, False), (27.0, False)):
+            assert right(array(draw(Scene((Thing(shape, "red", 32, 32, r),), "white"))), spec) == holds, (shape, r)
+
+
+FOREIGN = {
+    "diamond": [(0, -1), (1, 0), (0, 1), (-1, 0)],
+    "pentagon": [(0, -1), (0.95, -0.31), (0.59, 0.81), (-0.59, 0.81), (-0.95, -0.31)],
+    "bar": [(-1, -0.45), (1, -0.45), (1, 0.45), (-1, 0.45)],
+    "oblong": [(-1, -0.66), (1, -0.66), (1, 0.66), (-1, 0.66)],
+    "triangle upside down": [(-1, -1), (1, -1), (0, 1)],
+    "right triangle": [(-1, -1), (1, 1), (-1, 1)],
+    "trapezium": [(-0.5, -1), (0.5, -1), (1, 1), (-1, 1)],
+    "arrow": [(-1, -0.3), (0.1, -0.3), (0.1, -1), (1, 0), (0.1, 1), (0.1, 0.3), (-1, 0.3)],
+    "L": [(-1, -1), (-0.2, -1), (-0.2, 0.2), (1, 0.2), (1, 1), (-1, 1)],
+    "T": [(-1, -1), (1, -1), (1, -0.3), (0.35, -0.3), (0.35, 1), (-0.35, 1), (-0.35, -0.3), (-1, -0.3)],
+    "house": [(0, -1), (1, -0.2), (1, 1), (-1, 1), (-1, -0.2)],
+    "squircle": [
+        (np.sign(np.cos(a)) * abs(np.cos(a)) ** 0.55, np.sign(np.sin(a)) * abs(np.sin(a)) ** 0.55)
+        for a in np.linspace(0, 2 * np.pi, 60)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", list(FOREIGN))
+@pytest.mark.parametrize("r", [9, 12, 16])
+def test_shapes_of_other_worlds_are_none_of_ours(name: str, r: float) -> None:
+    image = Image.new("RGB", (4 * SIZE, 4 * SIZE), BACKGROUNDS["white"])
+    ImageDraw.Draw(image).polygon([(4 * (31 + r * x), 4 * (33 + r * y)) for x, y in FOREIGN[name]], fill=COLORS["blue"])
+    [thing] = read(array(image.reduce(4))).things
+    assert thing.shape is None and thing.color == "blue"
 
 
 def test_no_picture_is_no_error() -> None:
