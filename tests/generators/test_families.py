@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from published import CASES, PROMPTS, Case, draw, noise, theirs
+from published import BY_NAME, CASES, PROMPTS, Case, draw, noise, theirs
 from torch import Tensor
 
 from pahi.generators import Conditioning, load_generator, standard_noise
@@ -228,3 +228,9 @@ def test_a_predictors_noise_is_what_the_pipeline_takes(published: Published, cas
         expected = generator.decode(generator.denoise(x, generator.encode(PROMPTS[:1])))
     assert torch.allclose(latents, generator.latents_for_pipeline(x), atol=1e-6)
     assert distance(theirs(case, published(case), PROMPTS[:1], latents), expected) < TOLERANCE
+
+
+def test_a_prompt_that_just_fits_is_not_cut(published: Published) -> None:
+    generator = load(published, BY_NAME["sd-turbo"])
+    fits = "a " * (generator.pipe.tokenizer.model_max_length - 2)
+    assert generator.encode([fits, fits + "a"]).truncated == [False, True]
