@@ -15,3 +15,8 @@ class UserError(PahiError):
 
 class StageFailed(PahiError):
     """A stage finished what it could, and some of its shards failed. A rerun continues with exactly those."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's exception says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

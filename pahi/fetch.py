@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pahi.errors import UserError
+from pahi.errors import UserError, first_line
 
 INDEX = "model_index.json"
 Patterns = tuple[str, ...]
@@ -136,7 +136,7 @@ def _explained(model_id: str, revision: str | None) -> Iterator[None]:
         if isinstance(error.__cause__, errors.OfflineModeIsEnabled) or os.environ.get("HF_HUB_OFFLINE") == "1":
             reason = "HF_HUB_OFFLINE is set"
         else:
-            reason = f"the Hub cannot be reached ({_first_line(error.__cause__ or error)})"
+            reason = f"the Hub cannot be reached ({first_line(error.__cause__ or error)})"
         raise UserError(
             f"{model_id}{pinned}: {reason}, and the cache holds no complete copy; connect once, or name a local folder"
         ) from None
@@ -148,12 +148,8 @@ def _explained(model_id: str, revision: str | None) -> Iterator[None]:
         if not isinstance(error, OSError | ValueError) and library not in ("httpx", "httpx2", "httpcore", "httpcore2"):
             raise
         raise UserError(
-            f"cannot fetch {model_id} from the Hub: {_first_line(error)}; run again, what has arrived is kept"
+            f"cannot fetch {model_id} from the Hub: {first_line(error)}; run again, what has arrived is kept"
         ) from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _read_index(model_id: str, folder: Path) -> list[str]:
@@ -172,6 +168,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pahi"
 
 
+@contextmanager
+def placed(folder: Path) -> Iterator[Path]:
+    """A folder to fill, beside `folder`, whose name it takes at the end: whole or not at all, whoever comes first."""
+    temporary = folder.with_name(f".tmp-{secrets.token_hex(8)}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # another process was first, with the same files
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def from_store(url: str, only: Patterns = (), skip: Patterns = ()) -> Path:
     """A snapshot below an fsspec URL (s3://bucket/prefix), copied here once for each of its contents."""
     import fsspec
@@ -181,7 +193,7 @@ def from_store(url: str, only: Patterns = (), skip: Patterns = ()) -> Path:
         fs, base = fsspec.core.url_to_fs(where, use_listings_cache=False)
         found = fs.find(base, detail=True)
     except Exception as error:
-        raise UserError(f"cannot read model {url}: {_first_line(error)}") from None
+        raise UserError(f"cannot read model {url}: {first_line(error)}") from None
     listing = {path[len(base.rstrip("/")) + 1 :]: info for path, info in found.items()}
     parts = None
     if INDEX in listing and not only:
@@ -201,23 +213,16 @@ def from_store(url: str, only: Patterns = (), skip: Patterns = ()) -> Path:
     folder = cache_folder() / "models" / key
     if folder.is_dir():
         return folder
-    temporary = folder.with_name(f".tmp-{secrets.token_hex(8)}")
     try:
-        for name in names:
-            target = temporary / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fs.get_file(f"{base}/{name}", str(target))
-            if listing[name].get("size") not in (None, target.stat().st_size):
-                raise OSError(f"{name} is {target.stat().st_size} bytes, expected {listing[name]['size']}")
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # another process was first, with the same files
-                raise
+        with placed(folder) as temporary:
+            for name in names:
+                target = temporary / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                fs.get_file(f"{base}/{name}", str(target))
+                if listing[name].get("size") not in (None, target.stat().st_size):
+                    raise OSError(f"{name} is {target.stat().st_size} bytes, expected {listing[name]['size']}")
     except Exception as error:
-        raise UserError(f"cannot fetch model {url}: {_first_line(error)}; run again") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"cannot fetch model {url}: {first_line(error)}; run again") from None
     return folder
 
 

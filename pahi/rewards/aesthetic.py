@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPVisionModelWithProjection
 
-from pahi.errors import UserError
+from pahi.errors import UserError, first_line
 from pahi.rewards.base import Kind, Prepared, Source
-from pahi.rewards.files import first_line
 from pahi.rewards.image_reward import PUBLISHED_HEAD, Head
 from pahi.rewards.preprocess import Pixels
 from pahi.rewards.towers import DTYPES

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from pahi.artifacts.fingerprint import content_hash
-from pahi.errors import PahiError, UserError
+from pahi.errors import PahiError, UserError, first_line
 from pahi.rewards.base import Kind, Prepared, Source
-from pahi.rewards.files import first_line
 from pahi.rewards.preprocess import as_rgb
 from pahi.settings import RewardModel
 

@@ -50,7 +50,3 @@ def pinned(folder: Path, patterns: tuple[str, ...]) -> dict[str, dict[str, str |
 def fetch(model_id: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     """The folder of a model, of whose repository only the files that match are fetched."""
     return models.resolve(model_id, revision, only=patterns)
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-from pahi.errors import UserError
+from pahi.errors import UserError, first_line
 from pahi.rewards.base import Kind, Prepared, Source
-from pahi.rewards.files import first_line
 from pahi.rewards.preprocess import Pixels
 from pahi.rewards.towers import DTYPES, Towers
 from pahi.settings import RewardModel

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from pahi.errors import UserError
+from pahi.errors import UserError, first_line
 from pahi.rewards.base import Kind, Prepared, Source
-from pahi.rewards.files import first_line
 from pahi.rewards.preprocess import Pixels
 from pahi.rewards.towers import DTYPES, check_vocabulary, tokenize
 from pahi.settings import RewardModel

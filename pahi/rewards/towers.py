@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from pahi.errors import UserError
+from pahi.errors import UserError, first_line
 from pahi.rewards.base import Prepared, Source
-from pahi.rewards.files import first_line
 from pahi.rewards.preprocess import Pixels
 from pahi.settings import RewardModel
 

@@ -9,8 +9,6 @@ settings file that names no revision is pinned by the first fetch.
 
 import hashlib
 import json
-import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from pahi import models
 from pahi.artifacts import Store
 from pahi.artifacts.fingerprint import canonical_json, content_hash
 from pahi.errors import UserError
-from pahi.fetch import cache_folder, commit_of
+from pahi.fetch import cache_folder, commit_of, placed
 from pahi.generators.load import generator_hash, located
 from pahi.rewards.base import Source
 from pahi.rewards.load import source
@@ -86,8 +84,7 @@ class Checkpoints:
         folder = cache_folder() / "checkpoints" / record["hash"]
         if folder.is_dir():
             return folder
-        temporary = folder.with_name(f".tmp-{secrets.token_hex(8)}")
-        try:
+        with placed(folder) as temporary:
             for name, entry in record["files"].items():
                 target = temporary / name
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,13 +93,6 @@ class Checkpoints:
                     if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
                         where = self.store.url(f"{prefix}/{name}")
                         raise UserError(f"{where} is damaged: remove it and run `pahi cache --fetch-only`")
-            try:
-                temporary.rename(folder)
-            except OSError:
-                if not folder.is_dir():  # another process was first, with the same files
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         return folder
 
 
