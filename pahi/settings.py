@@ -167,8 +167,9 @@ class Cache(Tree):
 class Train(Tree):
     """The noise, learned."""
 
+    predictor: Literal["scale", "hpi", "pahi", "residual", "refined"] = Field("pahi", description="What is learned.")
     hpi_steps: int = Field(100, ge=1, description="Steps of the global Gaussian, before the prompt-adaptive part.")
-    steps: int = Field(500, ge=0, description="Steps of the prompt-adaptive part; 0 stops at HPI.")
+    steps: int = Field(500, ge=0, description="Steps of any other predictor; 0 stops at HPI.")
     batch_size: int = Field(32, ge=1, description="Prompts a step.")
     lr: float = Field(4e-3, gt=0, description="AdamW's learning rate at its peak.")
     hidden: int = Field(128, ge=1, description="Hidden units of the predictor.")

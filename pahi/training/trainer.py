@@ -59,7 +59,7 @@ def train(
     save: Callable[[bytes], None],
     progress: Callable[[int, int, str], None],
 ) -> Trained:
-    """Learns HPI, then PAHI from there.
+    """Learns the predictor of the settings' kind; PAHI begins where HPI, which is learned before it, ends.
 
     `rewards` are (model, weight, unit) and train; `judges` are (model, unit), held out, and choose the best step.
     `load` and `save` keep the whole state: a run killed at any step ends with the weights of an undisturbed one.
@@ -71,7 +71,10 @@ def train(
 
     torch.manual_seed(settings.seed)
     shape, width = generator.latent_shape, generator.pooled_width
-    predictor = NoisePredictor("hpi", shape, width, settings.hidden, generator.id, generator.hash)
+    phases = [("hpi", settings.hpi_steps)] if settings.predictor in ("hpi", "pahi") else []
+    if settings.predictor != "hpi" and settings.steps:
+        phases.append((settings.predictor, settings.steps))
+    predictor = NoisePredictor.create(phases[0][0], shape, width, settings.hidden, generator.id, generator.hash)
     predictor.to(generator.device)
     average = {name: p.detach().clone() for name, p in predictor.named_parameters()}
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
@@ -86,13 +89,12 @@ def train(
         optimizer.load_state_dict(got["optimizer"])
 
     baseline = {reward.name: data.baseline[reward.name].mean(1).to(generator.device) for reward, _, _ in rewards}
-    total = settings.hpi_steps + settings.steps
-    phases = [("hpi", settings.hpi_steps), ("pahi", settings.steps)]
+    total = sum(steps for _, steps in phases)
     for number, (phase, steps) in enumerate(phases):
         if number < state["phase"]:
             continue
-        predictor.kind = phase  # type: ignore[assignment]
-        done_before = settings.hpi_steps * number
+        predictor.kind = phase
+        done_before = sum(steps for _, steps in phases[:number])
         while state["step"] < steps:
             step = state["step"]
             warm = min(1.0, (step + 1) / max(1, min(20, steps // 5)))
@@ -110,15 +112,13 @@ def train(
             eps = standard_noise(ids, seeds, shape).to(generator.device)  # (batch, *latent_shape)
             conditioning = data.conditioning.rows(index).to(generator.device)
 
-            mu, log_sigma = predictor.distribution(conditioning.pooled)
-            x_T = mu + log_sigma.exp() * eps
+            x_T, divergence = predictor.draw(conditioning.pooled, eps)
             x_T.retain_grad()
             images = generator.decode(generator.denoise(x_T, conditioning))  # (batch, 3, h, w)
             prepared = {n: {k: t[index] for k, t in p.items()} for n, p in data.prepared.items()}
             here = {name: mean[index] for name, mean in baseline.items()}
             uplifts = ensemble.uplifts(images, prepared, [data.texts[i] for i in index.tolist()], here)
-            kl = objective.kl_per_dimension(mu, log_sigma)
-            loss = objective.loss(uplifts, ensemble.weights, kl, settings.beta)
+            loss = objective.loss(uplifts, ensemble.weights, divergence, settings.beta)
 
             value = float(loss.detach())
             optimizer.zero_grad(set_to_none=True)
@@ -143,10 +143,9 @@ def train(
                     )
 
             state["step"] = step + 1
-            row = {"loss": value, "kl": float(kl.detach().mean()), "grad_norm": norm}
+            row = {"loss": value, "kl": float(divergence.detach().mean()), "grad_norm": norm}
             row |= {f"reward/{r.name}": float(u.detach().mean()) for (r, _, _), u in zip(rewards, uplifts, strict=True)}
             row["noise_norm"] = float(x_T.detach().square().mean().sqrt())
-            row["sigma"] = float(log_sigma.detach().exp().mean())
             _record(state, phase, step + 1, row)
 
             last = state["step"] == steps
@@ -155,13 +154,13 @@ def train(
                 measured = validate(generator, [(r, u) for r, _, u in rewards] + judges, validation, view)
                 _record(state, phase, step + 1, {f"validation/{name}": value for name, value in measured.items()})
                 chosen = [measured[r.name] for r, _ in judges] or [measured[r.name] for r, _, _ in rewards]
-                if sum(chosen) / len(chosen) > state["best"] and (phase == "pahi" or not settings.steps):
+                if sum(chosen) / len(chosen) > state["best"] and number == len(phases) - 1:
                     state["best"], state["best_step"] = sum(chosen) / len(chosen), done_before + state["step"]
                     best = {name: p.clone() for name, p in average.items()}
             note = ", ".join(f"{name} {row[name]:+.2f}" for name in row if name.startswith("reward/"))
             progress(done_before + state["step"], total, note.replace("reward/", ""))
             if last:
-                if phase == "hpi":
+                if number == 0:
                     hpi = {name: p.clone() for name, p in average.items()}
                 if state["best"] == -math.inf:  # no validation prompts: the last step is the best there is
                     best = {name: p.clone() for name, p in average.items()}
@@ -172,8 +171,8 @@ def train(
                 if last:
                     break
 
-    final = _with(predictor, best, "pahi" if settings.steps else "hpi")
-    return Trained(final, _with(predictor, hpi, "hpi"), state["metrics"], state["best_step"], state["skipped"])
+    final = _with(predictor, best, phases[-1][0])
+    return Trained(final, _with(predictor, hpi, phases[0][0]), state["metrics"], state["best_step"], state["skipped"])
 
 
 @torch.no_grad()
@@ -209,7 +208,7 @@ def _record(state: dict[str, Any], phase: str, step: int, values: dict[str, floa
 
 
 def _with(predictor: NoisePredictor, weights: dict[str, Tensor], kind: str) -> NoisePredictor:
-    copy = NoisePredictor(**{**predictor.config, "kind": kind}).to(predictor.mu.device)
+    copy = NoisePredictor.create(**{**predictor.config, "kind": kind}).to(next(predictor.parameters()).device)
     copy.load_state_dict(weights)
     return copy.eval()
 
