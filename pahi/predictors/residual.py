@@ -1,12 +1,13 @@
 """Residual predictors: x_T = eps + f(eps, c), f a small U-shaped network whose last layer starts at zero.
 
-Eyring et al. 2025, "Noise Hypernetworks", whose divergence ||f||^2 / 2 this is, a dimension. Unlike a Gaussian a prompt,
-f sees the noise that it is given: it can lead bad noise to the nearest good one and leave good noise alone.
+Eyring et al. 2025, "Noise Hypernetworks", whose divergence ||f||^2 / 2 this is, a dimension. A Gaussian a prompt treats
+all noise alike; f sees what it is given: it can lead bad noise to the nearest good one and leave good noise alone.
 
     residual   as published
     refined    x_T is brought back to the length of eps, so that it keeps to the shell where Gaussian noise lies
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,17 +28,17 @@ class ResidualPredictor(NoisePredictor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         channels, height, width = self.latent_shape
-        levels, side = 0, min(height, width)
-        while side >= 2 * COARSEST and side % 2 == 0:
-            levels, side = levels + 1, side // 2
+        levels = 0
+        while min(height, width) >= 2 * COARSEST and height % 2 == width % 2 == 0:
+            levels, height, width = levels + 1, height // 2, width // 2
         widths = [self.hidden * min(2**i, WIDEST) for i in range(levels + 1)]
         self.words = nn.Sequential(nn.LayerNorm(self.pooled_width), nn.Linear(self.pooled_width, 128), nn.GELU())
         self.first = nn.Conv2d(channels, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 4, 2, 1) for a, b in pairwise(widths))
         self.read = nn.ModuleList(Block(w, 128) for w in widths)
         self.across = nn.MultiheadAttention(widths[-1], 4, batch_first=True)
         self.middle = Block(widths[-1], 128)
-        self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
         self.write = nn.ModuleList(Block(w, 128) for w in widths[:-1])
         self.last = nn.Conv2d(widths[0], channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)

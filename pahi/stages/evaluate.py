@@ -15,12 +15,11 @@ from pahi.artifacts.output import shard_name
 from pahi.artifacts.schemas import EVALUATED, GALLERY, SCORES
 from pahi.errors import UserError
 from pahi.evaluation.statistics import pixel_diversity
-from pahi.evaluation.summary import arm_labels, summarise
+from pahi.evaluation.summary import SHUFFLED, arm_labels, main_arm, summarise
 from pahi.generation.pictures import encode
 from pahi.generators import standard_noise
 from pahi.stages import cache, ingest, train
 from pahi.stages.common import Context, environment, missing, to_uint8
-from pahi.training.objective import kl_per_dimension
 
 STAGE, VERSION = "evaluate", 1
 BEST_OF_STRIDE = 1_000_000  # between the seeds of one choice's candidates
@@ -85,10 +84,10 @@ class Arms:
 
     def __init__(self, ctx: Context, trained: Output, chosen: list[dict[str, Any]], units: dict[str, float]) -> None:
         self.ctx, self.chosen, self.units = ctx, chosen, units
-        self.predictors = {"hpi": train.load_predictor(ctx, trained, "hpi")}
         best = train.load_predictor(ctx, trained)
+        self.predictors = {best.kind: best}
         if best.kind == "pahi":
-            self.predictors |= {"pahi": best, "pahi_shuffled": best}
+            self.predictors["hpi"] = train.load_predictor(ctx, trained, train.HPI)
         self.names = list(arm_labels(ctx.settings))
         self.train = [model for model in ctx.settings.rewards.train if model.weight]
         texts = [row["text"] for row in chosen]
@@ -147,7 +146,7 @@ class Arms:
                 }
                 for i, row in enumerate(rows)
             ]
-        after = "pahi" if "pahi" in self.names else "hpi"
+        after = str(main_arm(self.names))
         gallery = [
             {
                 "prompt_id": row["prompt_id"],
@@ -210,10 +209,9 @@ class Arms:
             x_T, kl = noise(), torch.zeros(len(chunk))
         else:
             # Shuffled: each prompt takes the noise of the prompt half the list away.
-            shift = len(self.chosen) // 2 if arm == "pahi_shuffled" else 0
+            shift = len(self.chosen) // 2 if arm.endswith(SHUFFLED) else 0
             where = torch.tensor([(part[i] + shift) % len(self.chosen) for i, _ in chunk])
-            mu, log_sigma = self.predictors[arm].distribution(self.pooled[where])
-            x_T, kl = mu + log_sigma.exp() * noise(), kl_per_dimension(mu, log_sigma)
+            x_T, kl = self.predictors[arm.removesuffix(SHUFFLED)].draw(self.pooled[where], noise())
         images = draw(x_T)
         self._time(arm, started, len(chunk))
         return images, x_T, kl, score(images)

@@ -41,7 +41,7 @@ class Trained:
     """The best predictor by the held-out reward on validation prompts, and what was measured on the way."""
 
     predictor: NoisePredictor
-    hpi: NoisePredictor
+    hpi: NoisePredictor | None  # where it was learned on the way
     metrics: list[dict[str, Any]] = field(default_factory=list)
     best_step: int = 0
     skipped_steps: int = 0
@@ -74,6 +74,8 @@ def train(
     phases = [("hpi", settings.hpi_steps)] if settings.predictor in ("hpi", "pahi") else []
     if settings.predictor != "hpi" and settings.steps:
         phases.append((settings.predictor, settings.steps))
+    if not phases:
+        raise UserError(f"train.steps is 0, so no {settings.predictor} predictor can be learned")
     predictor = NoisePredictor.create(phases[0][0], shape, width, settings.hidden, generator.id, generator.hash)
     predictor.to(generator.device)
     average = {name: p.detach().clone() for name, p in predictor.named_parameters()}
@@ -160,7 +162,7 @@ def train(
             note = ", ".join(f"{name} {row[name]:+.2f}" for name in row if name.startswith("reward/"))
             progress(done_before + state["step"], total, note.replace("reward/", ""))
             if last:
-                if number == 0:
+                if phase == "hpi":
                     hpi = {name: p.clone() for name, p in average.items()}
                 if state["best"] == -math.inf:  # no validation prompts: the last step is the best there is
                     best = {name: p.clone() for name, p in average.items()}
@@ -172,7 +174,8 @@ def train(
                     break
 
     final = _with(predictor, best, phases[-1][0])
-    return Trained(final, _with(predictor, hpi, phases[0][0]), state["metrics"], state["best_step"], state["skipped"])
+    start = _with(predictor, hpi, "hpi") if phases[0][0] == "hpi" else None
+    return Trained(final, start, state["metrics"], state["best_step"], state["skipped"])
 
 
 @torch.no_grad()
