@@ -97,6 +97,42 @@ def test_it_learns_the_prompts_own_direction() -> None:
     assert own > 0.5 and own > 3 * other.abs()
 
 
+@pytest.mark.parametrize("kind", ["residual", "refined"])
+def test_a_residual_learns_it_too(kind: str) -> None:
+    trained = learn(SETTINGS.model_copy(update={"predictor": kind, "hidden": 8}))
+    assert trained.predictor.kind == kind and trained.hpi is None and trained.best_step > 0
+    rewards = [row["value"] for row in trained.metrics if row["name"] == "validation/direction"]
+    assert rewards[-1] > 0.5
+    # Its step costs: beta times the divergence is the other half of the loss.
+    assert learn(SETTINGS.model_copy(update={"predictor": kind, "hidden": 8, "beta": 1000.0})).metrics != trained.metrics
+
+
+def test_a_scale_can_only_grow_or_shrink() -> None:
+    trained = learn(SETTINGS.model_copy(update={"predictor": "scale"}))
+    mu, log_sigma = trained.predictor.distribution(prompt_set(2).conditioning.pooled)  # type: ignore[operator]
+    assert not mu.any() and len(log_sigma.unique()) == 1
+
+
+def test_no_steps_are_no_predictor() -> None:
+    with pytest.raises(UserError, match=r"train.steps is 0, so no refined predictor"):
+        learn(SETTINGS.model_copy(update={"predictor": "refined", "steps": 0}))
+    assert learn(SETTINGS.model_copy(update={"steps": 0})).predictor.kind == "hpi"
+
+
+@pytest.mark.parametrize("kind", ["scale", "hpi", "refined"])
+def test_every_kind_resumes_to_the_bit(kind: str) -> None:
+    settings = SETTINGS.model_copy(update={"predictor": kind, "hidden": 8, "steps": 12, "hpi_steps": 12})
+    whole, kept = learn(settings), []  # type: ignore[var-annotated]
+
+    def interrupt(done: int, total: int, note: str) -> None:
+        if done == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(settings, kept=kept, progress=interrupt)
+    assert same(learn(settings, kept=kept), whole)
+
+
 @pytest.mark.parametrize("stop", [1, 3, 5, 6, 20, 64])
 def test_killed_at_any_step_it_resumes_to_the_bit(stop: int) -> None:
     whole = learn()
