@@ -168,6 +168,9 @@ class Train(Tree):
     """The noise, learned."""
 
     predictor: Literal["scale", "hpi", "pahi", "residual", "refined"] = Field("pahi", description="What is learned.")
+    estimator: Literal["pathwise", "score"] = Field(
+        "pathwise", description="Gradients through generator and rewards, or from scores alone, where there are none."
+    )
     hpi_steps: int = Field(100, ge=1, description="Steps of the global Gaussian, before the prompt-adaptive part.")
     steps: int = Field(500, ge=0, description="Steps of any other predictor; 0 stops at HPI.")
     batch_size: int = Field(32, ge=1, description="Prompts a step.")
@@ -190,12 +193,15 @@ class Evaluate(Tree):
     best_of: list[int] = Field(
         default_factory=lambda: [4], description="Baselines: the best of N by the training reward."
     )
+    optimise: list[int] = Field(
+        default_factory=list, description="Baselines: this many steps of gradient on each noise itself (ReNO)."
+    )
     bootstrap: int = Field(2000, ge=100, description="Resamples of the confidence intervals.")
     shard_rows: int = Field(64, ge=1, description="Prompts a shard.")
     batch_size: int = Field(32, ge=1, description="Pictures at once.")
     gallery: int = Field(60, ge=0, description="Pairs of pictures kept for the report.")
 
-    @field_validator("best_of")
+    @field_validator("best_of", "optimise")
     @classmethod
     def _at_least_two(cls, value: list[int]) -> list[int]:
         if any(n < 2 for n in value):

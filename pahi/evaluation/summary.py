@@ -11,6 +11,7 @@ from pahi.evaluation.statistics import bootstrap, paired_uplift, win_rate
 from pahi.settings import Settings
 
 SHUFFLED = "_shuffled"  # ends the name of the arm where a prompt-adaptive predictor reads another prompt
+BEST_OF, OPTIMISED = "best_of_", "optimised_"  # and the number of calls
 LEARNED = {
     "refined": ("Refined", "Refined noise (residual of the prompt and the noise, at its length)"),
     "residual": ("Residual", "Residual of the prompt and the noise"),
@@ -36,7 +37,13 @@ def arm_labels(settings: Settings) -> dict[str, str]:
         labels[name] = LEARNED[name][1]
         if name in ADAPTIVE:
             labels[name + SHUFFLED] = f"{LEARNED[name][0]}, prompts shuffled"
-    return labels | {f"best_of_{n}": f"Best of {n} by the training reward" for n in settings.evaluate.best_of}
+    labels |= {f"{BEST_OF}{n}": f"Best of {n} by the training reward" for n in settings.evaluate.best_of}
+    return labels | {f"{OPTIMISED}{k}": f"Each noise optimised, {k} steps" for k in settings.evaluate.optimise}
+
+
+def calls(arm: str) -> int:
+    """How often an arm calls the generator for a picture."""
+    return next((int(arm.removeprefix(p)) for p in (BEST_OF, OPTIMISED) if arm.startswith(p)), 1)
 
 
 def summarise(
@@ -70,7 +77,7 @@ def summarise(
         entry: dict[str, Any] = {
             "arm": arm,
             "label": label,
-            "calls": int(arm.removeprefix("best_of_")) if arm.startswith("best_of_") else 1,
+            "calls": calls(arm),
             "rewards": {},
             "noise_norm": _mean([row["noise_norm"] for row in mine]),
             "kl": _mean([row["kl"] for row in mine]),

@@ -14,10 +14,12 @@ from pahi.artifacts import Output
 from pahi.artifacts.output import shard_name
 from pahi.artifacts.schemas import EVALUATED, GALLERY, SCORES
 from pahi.errors import UserError
+from pahi.evaluation.optimise import optimise
 from pahi.evaluation.statistics import pixel_diversity
-from pahi.evaluation.summary import SHUFFLED, arm_labels, main_arm, summarise
+from pahi.evaluation.summary import BEST_OF, OPTIMISED, SHUFFLED, arm_labels, calls, main_arm, summarise
 from pahi.generation.pictures import encode
 from pahi.generators import standard_noise
+from pahi.settings import RewardModel
 from pahi.stages import cache, ingest, train
 from pahi.stages.common import Context, environment, missing, to_uint8
 
@@ -174,29 +176,25 @@ class Arms:
         def draw(x_T: Tensor) -> Tensor:
             return generator.decode(generator.denoise(x_T, cond))
 
-        def score(images: Tensor) -> dict[str, Tensor]:
+        def score(images: Tensor, wanted: list[RewardModel] = self.ctx.reward_models) -> dict[str, Tensor]:
             return {
                 m.name: self.ctx.reward(m).score(
                     images, {n: t[index] for n, t in prepared[m.name].items()}, [texts[i] for i in index.tolist()]
                 )
-                for m in self.ctx.reward_models
+                for m in wanted
             }
 
         def noise(offset: int = 0) -> Tensor:
             return standard_noise(ids, [s + offset for s in seeds], generator.latent_shape).to(generator.device)
 
         started = time.perf_counter()
-        if arm.startswith("best_of_"):
+        if arm.startswith(BEST_OF):
             candidates = []
-            for k in range(int(arm.removeprefix("best_of_"))):
+            for k in range(calls(arm)):
                 x_T = noise(k * BEST_OF_STRIDE)
                 images = draw(x_T)
                 candidates.append((x_T, images, score(images)))
-            values = [
-                sum((m.weight * got[m.name] / self.units[m.name] for m in self.train), torch.zeros(()))
-                for _, _, got in candidates
-            ]
-            winner = torch.stack(values).argmax(0)  # (batch,)
+            winner = torch.stack([self._trained(got) for _, _, got in candidates]).argmax(0)  # (batch,)
 
             def take(tensors: list[Tensor]) -> Tensor:
                 return torch.stack(tensors)[winner, torch.arange(len(chunk), device=winner.device)]
@@ -205,7 +203,10 @@ class Arms:
             chosen = {n: take([got[n] for _, _, got in candidates]) for n in candidates[0][2]}
             unknown = torch.full((len(chunk),), float("nan"))
             return take([i for _, i, _ in candidates]), take([x for x, _, _ in candidates]), unknown, chosen
-        if arm == "standard":
+        if arm.startswith(OPTIMISED):
+            x_T = optimise(noise(), lambda x: self._trained(score(draw(x), self.train)), calls(arm))
+            kl = torch.full((len(chunk),), float("nan"))
+        elif arm == "standard":
             x_T, kl = noise(), torch.zeros(len(chunk))
         else:
             # Shuffled: each prompt takes the noise of the prompt half the list away.
@@ -215,6 +216,10 @@ class Arms:
         images = draw(x_T)
         self._time(arm, started, len(chunk))
         return images, x_T, kl, score(images)
+
+    def _trained(self, scores: dict[str, Tensor]) -> Tensor:
+        """(batch,): what training raises, in its units."""
+        return sum((m.weight * scores[m.name] / self.units[m.name] for m in self.train), torch.zeros(()))
 
     def _time(self, arm: str, started: float, count: int) -> None:
         if self.ctx.device.type == "cuda":

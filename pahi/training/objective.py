@@ -5,6 +5,10 @@
     Gaussian predictors: x_T = mu + sigma eps,    divergence = KL( N(mu, sigma^2) || N(0, I) )
     residual ones:       x_T = eps + f(eps, c),   divergence = ||f||^2 / 2
 
+Where a reward or a generator has no gradient, that of E[u] comes from the score function, with q = N(mu, sigma^2):
+
+    grad E[u] = E[ u grad log q(x_T) ]
+
 b_k(c) is the cached mean of reward k over standard-Gaussian pictures of prompt c (it moves no gradient and makes the
 loss an uplift), s_k its pooled within-prompt standard deviation.
 """
@@ -15,7 +19,17 @@ from torch import Tensor
 from pahi.predictors.gaussian import kl_per_dimension
 from pahi.rewards.ensemble import uplift
 
-__all__ = ["kl_per_dimension", "loss", "uplift"]
+__all__ = ["kl_per_dimension", "loss", "score_function", "uplift"]
+
+
+def score_function(uplifts: list[Tensor], weights: list[float], x_T: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
+    """A scalar whose gradient with respect to mu and log sigma estimates that of E[ sum_k w_k u_k ].
+
+    x_T, mu, log_sigma: (batch, ...); uplifts (batch,) each. The cached b_k(c) is the control variate.
+    """
+    reward = torch.stack([w * u for w, u in zip(weights, uplifts, strict=True)]).sum(0)
+    log_q = (-((x_T.detach() - mu) / log_sigma.exp()).square() / 2 - log_sigma).flatten(1).sum(1)
+    return (reward.detach() * log_q).mean()
 
 
 def loss(uplifts: list[Tensor], weights: list[float], divergence: Tensor, beta: float) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pahi.errors import PahiError, UserError
 from pahi.generators import Conditioning, Generator, standard_noise
-from pahi.predictors import NoisePredictor
+from pahi.predictors import GaussianPredictor, NoisePredictor
 from pahi.rewards import Prepared, Reward
 from pahi.rewards.ensemble import Ensemble
 from pahi.settings import Train
@@ -67,7 +67,8 @@ def train(
     """
     if not len(data):
         raise UserError("there are no training prompts; check ingest's splits or add prompts")
-    ensemble = Ensemble(rewards, [judge for judge, _ in judges], settings.reward_cap)
+    pathwise = settings.estimator == "pathwise"
+    ensemble = Ensemble(rewards, [judge for judge, _ in judges], settings.reward_cap, gradients=pathwise)
 
     torch.manual_seed(settings.seed)
     shape, width = generator.latent_shape, generator.pooled_width
@@ -77,6 +78,8 @@ def train(
     if not phases:
         raise UserError(f"train.steps is 0, so no {settings.predictor} predictor can be learned")
     predictor = NoisePredictor.create(phases[0][0], shape, width, settings.hidden, generator.id, generator.hash)
+    if not (pathwise or isinstance(predictor, GaussianPredictor)):
+        raise UserError(f"train.estimator=score needs a Gaussian predictor, which {settings.predictor} is not")
     predictor.to(generator.device)
     average = {name: p.detach().clone() for name, p in predictor.named_parameters()}
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
@@ -105,30 +108,37 @@ def train(
 
             # Prompts and noise of a step depend on its number alone, so that a resumed run sees the same.
             draw = torch.Generator().manual_seed(_seed(settings.seed, phase, step))
-            index = torch.randint(len(data), (settings.batch_size,), generator=draw)
+            count = settings.batch_size if pathwise else max(1, settings.batch_size // 2)
+            index = torch.randint(len(data), (count,), generator=draw)
             ids = [data.prompt_ids[i] for i in index.tolist()]
             seeds = [
                 TRAINING_SEEDS + (settings.seed + 1) * 10**9 + (done_before + step) * 10_000 + i
                 for i in range(len(ids))
             ]
             eps = standard_noise(ids, seeds, shape).to(generator.device)  # (batch, *latent_shape)
+            if not pathwise:  # antithetic: every prompt with eps and with -eps
+                index, eps = index.repeat(2), torch.cat([eps, -eps])
             conditioning = data.conditioning.rows(index).to(generator.device)
 
             x_T, divergence = predictor.draw(conditioning.pooled, eps)
             x_T.retain_grad()
-            images = generator.decode(generator.denoise(x_T, conditioning))  # (batch, 3, h, w)
-            prepared = {n: {k: t[index] for k, t in p.items()} for n, p in data.prepared.items()}
-            here = {name: mean[index] for name, mean in baseline.items()}
-            uplifts = ensemble.uplifts(images, prepared, [data.texts[i] for i in index.tolist()], here)
+            with torch.set_grad_enabled(pathwise):
+                images = generator.decode(generator.denoise(x_T, conditioning))  # (batch, 3, h, w)
+                prepared = {n: {k: t[index] for k, t in p.items()} for n, p in data.prepared.items()}
+                here = {name: mean[index] for name, mean in baseline.items()}
+                uplifts = ensemble.uplifts(images, prepared, [data.texts[i] for i in index.tolist()], here)
             loss = objective.loss(uplifts, ensemble.weights, divergence, settings.beta)
 
             value = float(loss.detach())
             optimizer.zero_grad(set_to_none=True)
+            if isinstance(predictor, GaussianPredictor) and not pathwise:
+                mu, log_sigma = predictor.distribution(conditioning.pooled)
+                loss = loss - objective.score_function(uplifts, ensemble.weights, x_T, mu, log_sigma)
             loss.backward()
             reward_gradient = float(x_T.grad.abs().sum()) if x_T.grad is not None else 0.0
             norm = float(nn.utils.clip_grad_norm_(predictor.parameters(), settings.clip))
             if math.isfinite(norm) and math.isfinite(value):
-                if reward_gradient == 0.0:
+                if pathwise and reward_gradient == 0.0:
                     raise PahiError(
                         "the rewards' gradient with respect to the noise is zero: some part runs without gradients"
                     )

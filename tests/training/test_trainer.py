@@ -104,7 +104,32 @@ def test_a_residual_learns_it_too(kind: str) -> None:
     rewards = [row["value"] for row in trained.metrics if row["name"] == "validation/direction"]
     assert rewards[-1] > 0.5
     # Its step costs: beta times the divergence is the other half of the loss.
-    assert learn(SETTINGS.model_copy(update={"predictor": kind, "hidden": 8, "beta": 1000.0})).metrics != trained.metrics
+    assert (
+        learn(SETTINGS.model_copy(update={"predictor": kind, "hidden": 8, "beta": 1000.0})).metrics != trained.metrics
+    )
+
+
+class Opaque(Direction):
+    """Without a gradient, as a judge behind HTTP has none."""
+
+    differentiable = False
+
+    def score(self, images: Tensor, prepared: dict[str, Tensor], prompts: list[str]) -> Tensor:
+        return super().score(images, prepared, prompts).detach()
+
+
+def test_scores_alone_teach_where_there_is_no_gradient() -> None:
+    settings = SETTINGS.model_copy(update={"estimator": "score", "steps": 150, "batch_size": 64})
+    trained = learn(settings, rewards=[(Opaque(), 1.0, 1.0)], generator=Blind())
+    data = prompt_set(32, 2)
+    mu, _ = trained.predictor.distribution(data.conditioning.pooled)  # type: ignore[operator]
+    directions = data.prepared["direction"]["direction"]
+    own = (mu.flatten(1) * directions).sum(1).mean()
+    assert own > 0.5 and own > 3 * (mu.flatten(1) * directions.roll(16, 0)).sum(1).mean().abs()
+    with pytest.raises(UserError, match=r"no gradient.*train.estimator=score"):
+        learn(rewards=[(Opaque(), 1.0, 1.0)])
+    with pytest.raises(UserError, match="needs a Gaussian"):
+        learn(settings.model_copy(update={"predictor": "residual"}))
 
 
 def test_a_scale_can_only_grow_or_shrink() -> None:
