@@ -181,6 +181,12 @@ class Train(Tree):
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     reward_cap: float | None = Field(None, gt=0, description="ReFL's guard: uplift above this earns nothing.")
     validate_every: int = Field(50, ge=1, description="Steps between validations.")
+    patience: int | None = Field(
+        5,
+        ge=1,
+        description="Validations in a row at which training rewards rise above the best step's and held-out "
+        "ones do not, before training stops early.",
+    )
     save_every: int = Field(50, ge=1, description="Steps between saved states.", json_schema_extra=RUNTIME)
     seed: int = Field(0, ge=0, description="Seed of initialisation and sampling.")
 

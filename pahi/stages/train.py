@@ -89,6 +89,7 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
         "kind": trained.predictor.kind,
         "best_step": trained.best_step,
         "skipped_steps": trained.skipped_steps,
+        "stopped_early": trained.stopped,
         "parameters": sum(p.numel() for p in trained.predictor.parameters()),
         "train_prompts": len(data),
     }

@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ class Trained:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     best_step: int = 0
     skipped_steps: int = 0
+    stopped: bool = False  # early, since held-out rewards no longer rose with the training rewards
 
 
 def train(
@@ -83,7 +85,8 @@ def train(
     predictor.to(generator.device)
     average = {name: p.detach().clone() for name, p in predictor.named_parameters()}
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    state: dict[str, Any] = {"phase": 0, "step": 0, "best": -math.inf, "best_step": 0, "skipped": 0, "metrics": []}
+    state: dict[str, Any] = {"phase": 0, "step": 0, "best": -math.inf, "best_step": 0, "skipped": 0}
+    state |= {"metrics": [], "best_trained": 0.0, "hacked": 0, "stopped": False}
     best = {name: p.clone() for name, p in average.items()}
     hpi = {name: p.clone() for name, p in average.items()}
     saved = load()
@@ -165,10 +168,17 @@ def train(
                 view = _with(predictor, average, phase)
                 measured = validate(generator, [(r, u) for r, _, u in rewards] + judges, validation, view)
                 _record(state, phase, step + 1, {f"validation/{name}": value for name, value in measured.items()})
-                chosen = [measured[r.name] for r, _ in judges] or [measured[r.name] for r, _, _ in rewards]
-                if sum(chosen) / len(chosen) > state["best"] and number == len(phases) - 1:
-                    state["best"], state["best_step"] = sum(chosen) / len(chosen), done_before + state["step"]
+                trained = fmean(measured[r.name] for r, _, _ in rewards)
+                chosen = fmean(measured[r.name] for r, _ in judges) if judges else trained
+                if chosen > state["best"] and number == len(phases) - 1:
+                    state["best"], state["best_step"] = chosen, done_before + state["step"]
+                    state["best_trained"], state["hacked"] = trained, 0
                     best = {name: p.clone() for name, p in average.items()}
+                elif number == len(phases) - 1:
+                    # What training raises goes on rising and what is held out does not: the reward is being hacked.
+                    state["hacked"] = state["hacked"] + 1 if trained > state["best_trained"] else 0
+                    if settings.patience and state["hacked"] >= settings.patience:
+                        state["stopped"] = last = True
             note = ", ".join(f"{name} {row[name]:+.2f}" for name in row if name.startswith("reward/"))
             progress(done_before + state["step"], total, note.replace("reward/", ""))
             if last:
@@ -185,7 +195,7 @@ def train(
 
     final = _with(predictor, best, phases[-1][0])
     start = _with(predictor, hpi, "hpi") if phases[0][0] == "hpi" else None
-    return Trained(final, start, state["metrics"], state["best_step"], state["skipped"])
+    return Trained(final, start, state["metrics"], state["best_step"], state["skipped"], state["stopped"])
 
 
 @torch.no_grad()

@@ -109,6 +109,29 @@ def test_a_residual_learns_it_too(kind: str) -> None:
     )
 
 
+class Opposite(Direction):
+    """A held-out reward that falls as the training reward rises."""
+
+    hash = "1"
+
+    def score(self, images: Tensor, prepared: dict[str, Tensor], prompts: list[str]) -> Tensor:
+        return -super().score(images, prepared, prompts)
+
+
+def test_it_stops_when_only_the_training_reward_rises() -> None:
+    settings = SETTINGS.model_copy(update={"steps": 200, "patience": 3})
+    data, validation = prompt_set(64), prompt_set(16, 1)
+    for part in (data, validation):
+        for kept in (part.prepared, part.baseline):
+            kept["opposite"] = kept["direction"]  # type: ignore[index]
+    arguments = {"judges": [(Opposite("opposite"), 1.0)], "data": data, "validation": validation}
+    hacked = learn(settings, **arguments)
+    last = max(row["step"] for row in hacked.metrics if row["phase"] == "pahi")
+    assert hacked.stopped and last < 200 and hacked.best_step < settings.hpi_steps + last
+    assert not learn(settings.model_copy(update={"patience": None}), **arguments).stopped
+    assert not learn(settings).stopped
+
+
 class Opaque(Direction):
     """Without a gradient, as a judge behind HTTP has none."""
 
