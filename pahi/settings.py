@@ -167,8 +167,12 @@ class Cache(Tree):
 class Train(Tree):
     """The noise, learned."""
 
+    predictor: Literal["scale", "hpi", "pahi", "residual", "refined"] = Field("pahi", description="What is learned.")
+    estimator: Literal["pathwise", "score"] = Field(
+        "pathwise", description="Gradients through generator and rewards, or from scores alone, where there are none."
+    )
     hpi_steps: int = Field(100, ge=1, description="Steps of the global Gaussian, before the prompt-adaptive part.")
-    steps: int = Field(500, ge=0, description="Steps of the prompt-adaptive part; 0 stops at HPI.")
+    steps: int = Field(500, ge=0, description="Steps of any other predictor; 0 stops at HPI.")
     batch_size: int = Field(32, ge=1, description="Prompts a step.")
     lr: float = Field(4e-3, gt=0, description="AdamW's learning rate at its peak.")
     hidden: int = Field(128, ge=1, description="Hidden units of the predictor.")
@@ -177,6 +181,12 @@ class Train(Tree):
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     reward_cap: float | None = Field(None, gt=0, description="ReFL's guard: uplift above this earns nothing.")
     validate_every: int = Field(50, ge=1, description="Steps between validations.")
+    patience: int | None = Field(
+        5,
+        ge=1,
+        description="Validations in a row at which training rewards rise above the best step's and held-out "
+        "ones do not, before training stops early.",
+    )
     save_every: int = Field(50, ge=1, description="Steps between saved states.", json_schema_extra=RUNTIME)
     seed: int = Field(0, ge=0, description="Seed of initialisation and sampling.")
 
@@ -189,12 +199,15 @@ class Evaluate(Tree):
     best_of: list[int] = Field(
         default_factory=lambda: [4], description="Baselines: the best of N by the training reward."
     )
+    optimise: list[int] = Field(
+        default_factory=list, description="Baselines: this many steps of gradient on each noise itself (ReNO)."
+    )
     bootstrap: int = Field(2000, ge=100, description="Resamples of the confidence intervals.")
     shard_rows: int = Field(64, ge=1, description="Prompts a shard.")
     batch_size: int = Field(32, ge=1, description="Pictures at once.")
     gallery: int = Field(60, ge=0, description="Pairs of pictures kept for the report.")
 
-    @field_validator("best_of")
+    @field_validator("best_of", "optimise")
     @classmethod
     def _at_least_two(cls, value: list[int]) -> list[int]:
         if any(n < 2 for n in value):

@@ -1,6 +1,7 @@
 """From rows of scores to the table of arms."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,40 @@ import pyarrow as pa
 from pahi.evaluation.statistics import bootstrap, paired_uplift, win_rate
 from pahi.settings import Settings
 
+SHUFFLED = "_shuffled"  # ends the name of the arm where a prompt-adaptive predictor reads another prompt
+BEST_OF, OPTIMISED = "best_of_", "optimised_"  # and the number of calls
+LEARNED = {
+    "refined": ("Refined", "Refined noise (residual of the prompt and the noise, at its length)"),
+    "residual": ("Residual", "Residual of the prompt and the noise"),
+    "pahi": ("PAHI", "PAHI (noise from the prompt)"),
+    "hpi": ("HPI", "HPI (one noise for all prompts)"),
+    "scale": ("Scale", "One scale for all noise"),
+}
+ADAPTIVE = ("refined", "residual", "pahi")
+
+
+def main_arm(names: Iterable[str]) -> str | None:
+    """The learned arm that an evaluation is about: the most capable of those it has."""
+    return next((name for name in LEARNED if name in names), None)
+
 
 def arm_labels(settings: Settings) -> dict[str, str]:
     """The arms of an evaluation, by name, as a person calls them."""
-    labels = {"standard": "Standard Gaussian", "hpi": "HPI (one noise for all prompts)"}
-    if settings.train.steps:
-        labels |= {"pahi": "PAHI (noise from the prompt)", "pahi_shuffled": "PAHI, prompts shuffled"}
-    return labels | {f"best_of_{n}": f"Best of {n} by the training reward" for n in settings.evaluate.best_of}
+    t = settings.train
+    learned = ["hpi"] if t.predictor in ("hpi", "pahi") else []
+    learned += [t.predictor] if t.predictor != "hpi" and t.steps else []
+    labels = {"standard": "Standard Gaussian"}
+    for name in learned:
+        labels[name] = LEARNED[name][1]
+        if name in ADAPTIVE:
+            labels[name + SHUFFLED] = f"{LEARNED[name][0]}, prompts shuffled"
+    labels |= {f"{BEST_OF}{n}": f"Best of {n} by the training reward" for n in settings.evaluate.best_of}
+    return labels | {f"{OPTIMISED}{k}": f"Each noise optimised, {k} steps" for k in settings.evaluate.optimise}
+
+
+def calls(arm: str) -> int:
+    """How often an arm calls the generator for a picture."""
+    return next((int(arm.removeprefix(p)) for p in (BEST_OF, OPTIMISED) if arm.startswith(p)), 1)
 
 
 def summarise(
@@ -49,7 +77,7 @@ def summarise(
         entry: dict[str, Any] = {
             "arm": arm,
             "label": label,
-            "calls": int(arm.removeprefix("best_of_")) if arm.startswith("best_of_") else 1,
+            "calls": calls(arm),
             "rewards": {},
             "noise_norm": _mean([row["noise_norm"] for row in mine]),
             "kl": _mean([row["kl"] for row in mine]),
@@ -91,8 +119,10 @@ def summarise(
 def flags(arms: list[dict[str, Any]]) -> list[str]:
     """What a reader must be warned of."""
     by_name = {arm["arm"]: arm for arm in arms}
-    best = by_name.get("pahi") or by_name["hpi"]
-    label = best["arm"].upper()
+    name = main_arm(by_name)
+    if name is None:
+        return []
+    best, label = by_name[name], LEARNED[name][0]
     found = []
     for name, reward in best["rewards"].items():
         up = reward["uplift"]
@@ -110,12 +140,12 @@ def flags(arms: list[dict[str, Any]]) -> list[str]:
         found.append(f"{label}'s pictures of one prompt differ only {best['diversity']:.2f} times as much as before")
     if not 0.9 < best["noise_norm"] < 1.1:
         found.append(f"{label}'s noise has {best['noise_norm']:.2f} times the norm of Gaussian noise")
-    shuffled = by_name.get("pahi_shuffled")
+    shuffled = by_name.get(best["arm"] + SHUFFLED)
     if shuffled:
         for name, reward in best["rewards"].items():
             other = shuffled["rewards"][name]["uplift"]
             if reward["role"] == "train" and reward["uplift"] and other and other["value"] >= reward["uplift"]["value"]:
-                found.append(f"PAHI ignores the prompt: shuffled prompts do as well in {name}")
+                found.append(f"{label} ignores the prompt: shuffled prompts do as well in {name}")
     return found
 
 

@@ -12,12 +12,23 @@ from markupsafe import Markup, escape
 from pahi.reports.text import finite, interval, short, signed
 
 SHORT = {"standard": "standard", "hpi": "HPI", "pahi": "PAHI", "pahi_shuffled": "shuffled", "best_of_4": "best of 4"}
+SHORT |= {"scale": "scale", "residual": "residual", "refined": "refined"}
+SHORT |= {"residual_shuffled": "shuffled", "refined_shuffled": "shuffled"}
+# Arms that are never shown beside each other share a colour.
+ALIKE = {
+    "scale": "hpi",
+    "residual": "pahi",
+    "refined": "pahi",
+    "residual_shuffled": "pahi_shuffled",
+    "refined_shuffled": "pahi_shuffled",
+}
 MAX_POINTS = 240  # a line drawn with more is not seen better
 
 
 def arm_class(name: Any) -> str:
     """The class that carries an arm's colour."""
     known = ("standard", "hpi", "pahi", "pahi_shuffled", "best_of_4")
+    name = ALIKE.get(name, name)
     return "arm-" + (name if name in known else "other")
 
 
@@ -81,6 +92,7 @@ def bounds(uplifts: Sequence[Any]) -> tuple[float, float]:
 
 def mark(kind: str, name: Any, x: float, y: float, r: float = 6) -> str:
     """A point whose shape tells arms apart without colour."""
+    name = ALIKE.get(name, name)
     if name == "hpi":
         points = [(x - r, y - r), (x + r, y - r), (x + r, y + r), (x - r, y + r)]
         points = [((px - x) * 0.88 + x, (py - y) * 0.88 + y) for px, py in points]

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from pahi.evaluation import summary
 from pahi.reports.text import finite, interval, number, percent, plural, points, signed
-
-MAIN_ARMS = ("pahi", "hpi")  # what the page is about: the first of them that was evaluated
 
 
 @dataclass(frozen=True)
@@ -18,11 +17,8 @@ class Verdict:
 
 def main_arm(arms: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The arm that the headline speaks of."""
-    by_name = {arm.get("arm"): arm for arm in arms}
-    for name in MAIN_ARMS:
-        if name in by_name:
-            return by_name[name]
-    return None
+    by_name = {str(arm.get("arm")): arm for arm in arms}
+    return by_name.get(str(summary.main_arm(by_name)))
 
 
 def effect(uplift: Any) -> str:
@@ -125,8 +121,9 @@ def _notes(arms: list[dict[str, Any]], arm: dict[str, Any], name: str, train: di
         best = interval((_rewards(arms, "best_of_4").get(reward) or {}).get("uplift"))
         if best is not None:
             notes.append(f"Best of 4 by {reward} itself: {signed(best['value'])}, for four times the calls.")
-        shuffled = interval((_rewards(arms, "pahi_shuffled").get(reward) or {}).get("uplift"))
-        if shuffled is not None and arm.get("arm") == "pahi":
+        beside = f"{arm.get('arm')}{summary.SHUFFLED}"
+        shuffled = interval((_rewards(arms, beside).get(reward) or {}).get("uplift"))
+        if shuffled is not None:
             text = f"With shuffled prompts given to the predictor: {signed(shuffled['value'])}"
             value, low = shuffled["value"], mine["low"]
             if effect(mine) == "up" and low is not None and value is not None and value >= low:

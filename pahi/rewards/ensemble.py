@@ -28,17 +28,24 @@ class Ensemble:
     """
 
     def __init__(
-        self, members: list[tuple[Reward, float, float]], held_out: Iterable[Reward] = (), cap: float | None = None
+        self,
+        members: list[tuple[Reward, float, float]],
+        held_out: Iterable[Reward] = (),
+        cap: float | None = None,
+        gradients: bool = True,
     ) -> None:
-        """`members` are (reward, weight, unit). Raises UserError where one is held out, has no gradient or no unit."""
+        """`members` are (reward, weight, unit). Raises UserError where one is held out, has no unit, or has no gradient
+        though `gradients` are wanted.
+        """
         kept_out = list(held_out)
         for reward, _, unit in members:
             for other in kept_out:
                 if other is reward or other.name == reward.name or other.hash == reward.hash:
                     raise UserError(f"reward {reward.name!r} is held out as {other.name!r}, so it cannot train")
-            if not reward.differentiable:
+            if gradients and not reward.differentiable:
                 raise UserError(
-                    f"reward {reward.name!r} has no gradient, so it cannot train; list it under rewards.held_out"
+                    f"reward {reward.name!r} has no gradient, so it cannot train; list it under rewards.held_out, "
+                    "or set train.estimator=score"
                 )
             if not unit > 0:
                 raise UserError(f"reward {reward.name!r} is the same for every picture, so it can teach nothing")

@@ -14,13 +14,14 @@ from pahi.artifacts import Output
 from pahi.artifacts.output import shard_name
 from pahi.artifacts.schemas import EVALUATED, GALLERY, SCORES
 from pahi.errors import UserError
+from pahi.evaluation.optimise import optimise
 from pahi.evaluation.statistics import pixel_diversity
-from pahi.evaluation.summary import arm_labels, summarise
+from pahi.evaluation.summary import BEST_OF, OPTIMISED, SHUFFLED, arm_labels, calls, main_arm, summarise
 from pahi.generation.pictures import encode
 from pahi.generators import standard_noise
+from pahi.settings import RewardModel
 from pahi.stages import cache, ingest, train
 from pahi.stages.common import Context, environment, missing, to_uint8
-from pahi.training.objective import kl_per_dimension
 
 STAGE, VERSION = "evaluate", 1
 BEST_OF_STRIDE = 1_000_000  # between the seeds of one choice's candidates
@@ -85,10 +86,10 @@ class Arms:
 
     def __init__(self, ctx: Context, trained: Output, chosen: list[dict[str, Any]], units: dict[str, float]) -> None:
         self.ctx, self.chosen, self.units = ctx, chosen, units
-        self.predictors = {"hpi": train.load_predictor(ctx, trained, "hpi")}
         best = train.load_predictor(ctx, trained)
+        self.predictors = {best.kind: best}
         if best.kind == "pahi":
-            self.predictors |= {"pahi": best, "pahi_shuffled": best}
+            self.predictors["hpi"] = train.load_predictor(ctx, trained, train.HPI)
         self.names = list(arm_labels(ctx.settings))
         self.train = [model for model in ctx.settings.rewards.train if model.weight]
         texts = [row["text"] for row in chosen]
@@ -147,7 +148,7 @@ class Arms:
                 }
                 for i, row in enumerate(rows)
             ]
-        after = "pahi" if "pahi" in self.names else "hpi"
+        after = str(main_arm(self.names))
         gallery = [
             {
                 "prompt_id": row["prompt_id"],
@@ -175,29 +176,25 @@ class Arms:
         def draw(x_T: Tensor) -> Tensor:
             return generator.decode(generator.denoise(x_T, cond))
 
-        def score(images: Tensor) -> dict[str, Tensor]:
+        def score(images: Tensor, wanted: list[RewardModel] = self.ctx.reward_models) -> dict[str, Tensor]:
             return {
                 m.name: self.ctx.reward(m).score(
                     images, {n: t[index] for n, t in prepared[m.name].items()}, [texts[i] for i in index.tolist()]
                 )
-                for m in self.ctx.reward_models
+                for m in wanted
             }
 
         def noise(offset: int = 0) -> Tensor:
             return standard_noise(ids, [s + offset for s in seeds], generator.latent_shape).to(generator.device)
 
         started = time.perf_counter()
-        if arm.startswith("best_of_"):
+        if arm.startswith(BEST_OF):
             candidates = []
-            for k in range(int(arm.removeprefix("best_of_"))):
+            for k in range(calls(arm)):
                 x_T = noise(k * BEST_OF_STRIDE)
                 images = draw(x_T)
                 candidates.append((x_T, images, score(images)))
-            values = [
-                sum((m.weight * got[m.name] / self.units[m.name] for m in self.train), torch.zeros(()))
-                for _, _, got in candidates
-            ]
-            winner = torch.stack(values).argmax(0)  # (batch,)
+            winner = torch.stack([self._trained(got) for _, _, got in candidates]).argmax(0)  # (batch,)
 
             def take(tensors: list[Tensor]) -> Tensor:
                 return torch.stack(tensors)[winner, torch.arange(len(chunk), device=winner.device)]
@@ -206,17 +203,23 @@ class Arms:
             chosen = {n: take([got[n] for _, _, got in candidates]) for n in candidates[0][2]}
             unknown = torch.full((len(chunk),), float("nan"))
             return take([i for _, i, _ in candidates]), take([x for x, _, _ in candidates]), unknown, chosen
-        if arm == "standard":
+        if arm.startswith(OPTIMISED):
+            x_T = optimise(noise(), lambda x: self._trained(score(draw(x), self.train)), calls(arm))
+            kl = torch.full((len(chunk),), float("nan"))
+        elif arm == "standard":
             x_T, kl = noise(), torch.zeros(len(chunk))
         else:
             # Shuffled: each prompt takes the noise of the prompt half the list away.
-            shift = len(self.chosen) // 2 if arm == "pahi_shuffled" else 0
+            shift = len(self.chosen) // 2 if arm.endswith(SHUFFLED) else 0
             where = torch.tensor([(part[i] + shift) % len(self.chosen) for i, _ in chunk])
-            mu, log_sigma = self.predictors[arm].distribution(self.pooled[where])
-            x_T, kl = mu + log_sigma.exp() * noise(), kl_per_dimension(mu, log_sigma)
+            x_T, kl = self.predictors[arm.removesuffix(SHUFFLED)].draw(self.pooled[where], noise())
         images = draw(x_T)
         self._time(arm, started, len(chunk))
         return images, x_T, kl, score(images)
+
+    def _trained(self, scores: dict[str, Tensor]) -> Tensor:
+        """(batch,): what training raises, in its units."""
+        return sum((m.weight * scores[m.name] / self.units[m.name] for m in self.train), torch.zeros(()))
 
     def _time(self, arm: str, started: float, count: int) -> None:
         if self.ctx.device.type == "cuda":

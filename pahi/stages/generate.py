@@ -15,11 +15,10 @@ from pahi.artifacts.schemas import IMAGE_SCORES, IMAGES, noise_schema, tensor_co
 from pahi.errors import PahiError
 from pahi.generation.pictures import broken, encode, pixels_sha256
 from pahi.generators import standard_noise
-from pahi.predictors import NoisePredictor
+from pahi.predictors import GaussianPredictor, NoisePredictor
 from pahi.predictors.gaussian import WEIGHTS
 from pahi.stages import cache, ingest, train
 from pahi.stages.common import Context, environment, missing, to_uint8
-from pahi.training.objective import kl_per_dimension
 
 STAGE, VERSION = "generate", 1
 Sample = tuple[int, int, str]  # row of the shard, seed, arm
@@ -134,10 +133,9 @@ class Drawer:
         conditioning = self._conditioning.rows(index)
         ids, seeds = [prompts[i]["prompt_id"] for i, _, _ in samples], [seed for _, seed, _ in samples]
         eps = standard_noise(ids, seeds, generator.latent_shape).to(generator.device)
-        mu, log_sigma = self.predictor.distribution(conditioning.pooled)
-        plain = torch.tensor([arm == "standard" for _, _, arm in samples], device=eps.device).view(-1, 1, 1, 1)
-        mu, log_sigma = mu.masked_fill(plain, 0), log_sigma.masked_fill(plain, 0)
-        x_T = mu + log_sigma.exp() * eps
+        x_T, divergence = self.predictor.draw(conditioning.pooled, eps)
+        plain = torch.tensor([arm == "standard" for _, _, arm in samples], device=eps.device)
+        x_T, divergence = torch.where(plain.view(-1, 1, 1, 1), eps, x_T), divergence.masked_fill(plain, 0)
         images = generator.decode(generator.denoise(x_T, conditioning))
         scores = {}
         for model in self.rewards:
@@ -147,7 +145,7 @@ class Drawer:
             "images": images.float().permute(0, 2, 3, 1).cpu().numpy(),
             "pixels": to_uint8(torch.nan_to_num(images)),
             "norm": x_T.flatten(1).square().mean(1).sqrt().cpu().numpy(),
-            "kl": kl_per_dimension(mu, log_sigma).cpu().numpy(),
+            "kl": divergence.cpu().numpy(),
             "truncated": conditioning.truncated,
             "scores": scores,
         }
@@ -219,8 +217,8 @@ class Drawer:
     def _noise(self, prompts: list[dict[str, Any]]) -> pa.Table:
         shape = self.ctx.generator.latent_shape
         schema = noise_schema(shape)
-        if not prompts:
-            return schema.empty_table()
+        if not prompts or not isinstance(self.predictor, GaussianPredictor):
+            return schema.empty_table()  # other predictors have no mu and sigma: their noise is drawn again instead
         mu, log_sigma = self.predictor.distribution(self._conditioning.pooled)
         columns = [
             tensor_column(t.cpu().numpy().astype(np.float16), schema.field(name).type)

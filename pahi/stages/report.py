@@ -5,6 +5,7 @@ from typing import Any
 
 from pahi.artifacts import Output
 from pahi.errors import UserError
+from pahi.evaluation.summary import main_arm
 from pahi.stages import cache, curate, evaluate, generate, ingest, train
 from pahi.stages.common import Context
 
@@ -57,7 +58,7 @@ def collect(ctx: Context, partitions: ingest.Chain, evaluated: Output) -> dict[s
         *([curated] if curated else []),
     ]
 
-    arm = "pahi" if any(a["arm"] == "pahi" for a in summary["arms"]) else "hpi"
+    arm = main_arm(a["arm"] for a in summary["arms"])
     scores: dict[tuple[str, str, int, str], float | None] = {
         (r["arm"], r["prompt_id"], r["seed"], r["reward"]): r["score"]
         for r in evaluated.read("scores").to_pylist()

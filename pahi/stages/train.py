@@ -15,14 +15,14 @@ from pahi.artifacts import Output
 from pahi.artifacts.schemas import METRICS
 from pahi.errors import PahiError, UserError
 from pahi.predictors import NoisePredictor
-from pahi.predictors.gaussian import CONFIG, WEIGHTS
+from pahi.predictors.base import CONFIG, WEIGHTS
 from pahi.stages import cache, ingest
 from pahi.stages.common import Context, environment, missing
 from pahi.training import trainer
 
 STAGE, VERSION = "train", 1
 STATE = "_state/training.pt"
-PARTS = ("predictor", "hpi")
+HPI = "hpi"  # beside the predictor, where it was learned on the way
 
 
 def place(ctx: Context, cached: Output) -> tuple[Output, dict[str, Any], dict[str, str]]:
@@ -76,7 +76,10 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
         progress=lambda done, total, note: ctx.progress(STAGE, done, total, note),
     )
     files = []
-    for part, predictor in zip(PARTS, (trained.predictor, trained.hpi), strict=True):
+    parts = {"predictor": trained.predictor, HPI: trained.hpi}
+    for part, predictor in parts.items():
+        if predictor is None:
+            continue
         for name, body in _predictor_files(predictor).items():
             output.put_file(f"{part}/{name}", body)
             files.append(f"{part}/{name}")
@@ -86,6 +89,7 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
         "kind": trained.predictor.kind,
         "best_step": trained.best_step,
         "skipped_steps": trained.skipped_steps,
+        "stopped_early": trained.stopped,
         "parameters": sum(p.numel() for p in trained.predictor.parameters()),
         "train_prompts": len(data),
     }

@@ -1,7 +1,13 @@
 """The equations of training, with the names they have in the text.
 
-    L = - E_{c, eps} [ sum_k w_k u_k ] + beta * KL( N(mu, sigma^2) || N(0, I) ) / d
-    u_k = ( r_k(D(G(mu + sigma eps, c)), c) - b_k(c) ) / s_k
+    L = - E_{c, eps} [ sum_k w_k u_k ] + beta * divergence / d
+    u_k = ( r_k(D(G(x_T, c)), c) - b_k(c) ) / s_k
+    Gaussian predictors: x_T = mu + sigma eps,    divergence = KL( N(mu, sigma^2) || N(0, I) )
+    residual ones:       x_T = eps + f(eps, c),   divergence = ||f||^2 / 2
+
+Where a reward or a generator has no gradient, that of E[u] comes from the score function, with q = N(mu, sigma^2):
+
+    grad E[u] = E[ u grad log q(x_T) ]
 
 b_k(c) is the cached mean of reward k over standard-Gaussian pictures of prompt c (it moves no gradient and makes the
 loss an uplift), s_k its pooled within-prompt standard deviation.
@@ -10,17 +16,23 @@ loss an uplift), s_k its pooled within-prompt standard deviation.
 import torch
 from torch import Tensor
 
+from pahi.predictors.gaussian import kl_per_dimension
 from pahi.rewards.ensemble import uplift
 
-__all__ = ["kl_per_dimension", "loss", "uplift"]
+__all__ = ["kl_per_dimension", "loss", "score_function", "uplift"]
 
 
-def kl_per_dimension(mu: Tensor, log_sigma: Tensor) -> Tensor:
-    """KL( N(mu, sigma^2) || N(0, I) ) / d = mean( (mu^2 + sigma^2 - 1) / 2 - log sigma ): (batch, ...) -> (batch,)."""
-    return ((mu.square() + (2 * log_sigma).exp() - 1) / 2 - log_sigma).flatten(1).mean(1)
+def score_function(uplifts: list[Tensor], weights: list[float], x_T: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
+    """A scalar whose gradient with respect to mu and log sigma estimates that of E[ sum_k w_k u_k ].
+
+    x_T, mu, log_sigma: (batch, ...); uplifts (batch,) each. The cached b_k(c) is the control variate.
+    """
+    reward = torch.stack([w * u for w, u in zip(weights, uplifts, strict=True)]).sum(0)
+    log_q = (-((x_T.detach() - mu) / log_sigma.exp()).square() / 2 - log_sigma).flatten(1).sum(1)
+    return (reward.detach() * log_q).mean()
 
 
-def loss(uplifts: list[Tensor], weights: list[float], kl: Tensor, beta: float) -> Tensor:
+def loss(uplifts: list[Tensor], weights: list[float], divergence: Tensor, beta: float) -> Tensor:
     """The scalar to minimise."""
     reward = torch.stack([w * u for w, u in zip(weights, uplifts, strict=True)]).sum(0)
-    return -reward.mean() + beta * kl.mean()
+    return -reward.mean() + beta * divergence.mean()

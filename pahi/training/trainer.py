@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from pahi.errors import PahiError, UserError
 from pahi.generators import Conditioning, Generator, standard_noise
-from pahi.predictors import NoisePredictor
+from pahi.predictors import GaussianPredictor, NoisePredictor
 from pahi.rewards import Prepared, Reward
 from pahi.rewards.ensemble import Ensemble
 from pahi.settings import Train
@@ -41,10 +42,11 @@ class Trained:
     """The best predictor by the held-out reward on validation prompts, and what was measured on the way."""
 
     predictor: NoisePredictor
-    hpi: NoisePredictor
+    hpi: NoisePredictor | None  # where it was learned on the way
     metrics: list[dict[str, Any]] = field(default_factory=list)
     best_step: int = 0
     skipped_steps: int = 0
+    stopped: bool = False  # early, since held-out rewards no longer rose with the training rewards
 
 
 def train(
@@ -59,7 +61,7 @@ def train(
     save: Callable[[bytes], None],
     progress: Callable[[int, int, str], None],
 ) -> Trained:
-    """Learns HPI, then PAHI from there.
+    """Learns the predictor of the settings' kind; PAHI begins where HPI, which is learned before it, ends.
 
     `rewards` are (model, weight, unit) and train; `judges` are (model, unit), held out, and choose the best step.
     `load` and `save` keep the whole state: a run killed at any step ends with the weights of an undisturbed one.
@@ -67,15 +69,24 @@ def train(
     """
     if not len(data):
         raise UserError("there are no training prompts; check ingest's splits or add prompts")
-    ensemble = Ensemble(rewards, [judge for judge, _ in judges], settings.reward_cap)
+    pathwise = settings.estimator == "pathwise"
+    ensemble = Ensemble(rewards, [judge for judge, _ in judges], settings.reward_cap, gradients=pathwise)
 
     torch.manual_seed(settings.seed)
     shape, width = generator.latent_shape, generator.pooled_width
-    predictor = NoisePredictor("hpi", shape, width, settings.hidden, generator.id, generator.hash)
+    phases = [("hpi", settings.hpi_steps)] if settings.predictor in ("hpi", "pahi") else []
+    if settings.predictor != "hpi" and settings.steps:
+        phases.append((settings.predictor, settings.steps))
+    if not phases:
+        raise UserError(f"train.steps is 0, so no {settings.predictor} predictor can be learned")
+    predictor = NoisePredictor.create(phases[0][0], shape, width, settings.hidden, generator.id, generator.hash)
+    if not (pathwise or isinstance(predictor, GaussianPredictor)):
+        raise UserError(f"train.estimator=score needs a Gaussian predictor, which {settings.predictor} is not")
     predictor.to(generator.device)
     average = {name: p.detach().clone() for name, p in predictor.named_parameters()}
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
-    state: dict[str, Any] = {"phase": 0, "step": 0, "best": -math.inf, "best_step": 0, "skipped": 0, "metrics": []}
+    state: dict[str, Any] = {"phase": 0, "step": 0, "best": -math.inf, "best_step": 0, "skipped": 0}
+    state |= {"metrics": [], "best_trained": 0.0, "hacked": 0, "stopped": False}
     best = {name: p.clone() for name, p in average.items()}
     hpi = {name: p.clone() for name, p in average.items()}
     saved = load()
@@ -86,13 +97,12 @@ def train(
         optimizer.load_state_dict(got["optimizer"])
 
     baseline = {reward.name: data.baseline[reward.name].mean(1).to(generator.device) for reward, _, _ in rewards}
-    total = settings.hpi_steps + settings.steps
-    phases = [("hpi", settings.hpi_steps), ("pahi", settings.steps)]
+    total = sum(steps for _, steps in phases)
     for number, (phase, steps) in enumerate(phases):
         if number < state["phase"]:
             continue
-        predictor.kind = phase  # type: ignore[assignment]
-        done_before = settings.hpi_steps * number
+        predictor.kind = phase
+        done_before = sum(steps for _, steps in phases[:number])
         while state["step"] < steps:
             step = state["step"]
             warm = min(1.0, (step + 1) / max(1, min(20, steps // 5)))
@@ -101,32 +111,37 @@ def train(
 
             # Prompts and noise of a step depend on its number alone, so that a resumed run sees the same.
             draw = torch.Generator().manual_seed(_seed(settings.seed, phase, step))
-            index = torch.randint(len(data), (settings.batch_size,), generator=draw)
+            count = settings.batch_size if pathwise else max(1, settings.batch_size // 2)
+            index = torch.randint(len(data), (count,), generator=draw)
             ids = [data.prompt_ids[i] for i in index.tolist()]
             seeds = [
                 TRAINING_SEEDS + (settings.seed + 1) * 10**9 + (done_before + step) * 10_000 + i
                 for i in range(len(ids))
             ]
             eps = standard_noise(ids, seeds, shape).to(generator.device)  # (batch, *latent_shape)
+            if not pathwise:  # antithetic: every prompt with eps and with -eps
+                index, eps = index.repeat(2), torch.cat([eps, -eps])
             conditioning = data.conditioning.rows(index).to(generator.device)
 
-            mu, log_sigma = predictor.distribution(conditioning.pooled)
-            x_T = mu + log_sigma.exp() * eps
+            x_T, divergence = predictor.draw(conditioning.pooled, eps)
             x_T.retain_grad()
-            images = generator.decode(generator.denoise(x_T, conditioning))  # (batch, 3, h, w)
-            prepared = {n: {k: t[index] for k, t in p.items()} for n, p in data.prepared.items()}
-            here = {name: mean[index] for name, mean in baseline.items()}
-            uplifts = ensemble.uplifts(images, prepared, [data.texts[i] for i in index.tolist()], here)
-            kl = objective.kl_per_dimension(mu, log_sigma)
-            loss = objective.loss(uplifts, ensemble.weights, kl, settings.beta)
+            with torch.set_grad_enabled(pathwise):
+                images = generator.decode(generator.denoise(x_T, conditioning))  # (batch, 3, h, w)
+                prepared = {n: {k: t[index] for k, t in p.items()} for n, p in data.prepared.items()}
+                here = {name: mean[index] for name, mean in baseline.items()}
+                uplifts = ensemble.uplifts(images, prepared, [data.texts[i] for i in index.tolist()], here)
+            loss = objective.loss(uplifts, ensemble.weights, divergence, settings.beta)
 
             value = float(loss.detach())
             optimizer.zero_grad(set_to_none=True)
+            if isinstance(predictor, GaussianPredictor) and not pathwise:
+                mu, log_sigma = predictor.distribution(conditioning.pooled)
+                loss = loss - objective.score_function(uplifts, ensemble.weights, x_T, mu, log_sigma)
             loss.backward()
             reward_gradient = float(x_T.grad.abs().sum()) if x_T.grad is not None else 0.0
             norm = float(nn.utils.clip_grad_norm_(predictor.parameters(), settings.clip))
             if math.isfinite(norm) and math.isfinite(value):
-                if reward_gradient == 0.0:
+                if pathwise and reward_gradient == 0.0:
                     raise PahiError(
                         "the rewards' gradient with respect to the noise is zero: some part runs without gradients"
                     )
@@ -143,10 +158,9 @@ def train(
                     )
 
             state["step"] = step + 1
-            row = {"loss": value, "kl": float(kl.detach().mean()), "grad_norm": norm}
+            row = {"loss": value, "kl": float(divergence.detach().mean()), "grad_norm": norm}
             row |= {f"reward/{r.name}": float(u.detach().mean()) for (r, _, _), u in zip(rewards, uplifts, strict=True)}
             row["noise_norm"] = float(x_T.detach().square().mean().sqrt())
-            row["sigma"] = float(log_sigma.detach().exp().mean())
             _record(state, phase, step + 1, row)
 
             last = state["step"] == steps
@@ -154,10 +168,17 @@ def train(
                 view = _with(predictor, average, phase)
                 measured = validate(generator, [(r, u) for r, _, u in rewards] + judges, validation, view)
                 _record(state, phase, step + 1, {f"validation/{name}": value for name, value in measured.items()})
-                chosen = [measured[r.name] for r, _ in judges] or [measured[r.name] for r, _, _ in rewards]
-                if sum(chosen) / len(chosen) > state["best"] and (phase == "pahi" or not settings.steps):
-                    state["best"], state["best_step"] = sum(chosen) / len(chosen), done_before + state["step"]
+                trained = fmean(measured[r.name] for r, _, _ in rewards)
+                chosen = fmean(measured[r.name] for r, _ in judges) if judges else trained
+                if chosen > state["best"] and number == len(phases) - 1:
+                    state["best"], state["best_step"] = chosen, done_before + state["step"]
+                    state["best_trained"], state["hacked"] = trained, 0
                     best = {name: p.clone() for name, p in average.items()}
+                elif number == len(phases) - 1:
+                    # What training raises goes on rising and what is held out does not: the reward is being hacked.
+                    state["hacked"] = state["hacked"] + 1 if trained > state["best_trained"] else 0
+                    if settings.patience and state["hacked"] >= settings.patience:
+                        state["stopped"] = last = True
             note = ", ".join(f"{name} {row[name]:+.2f}" for name in row if name.startswith("reward/"))
             progress(done_before + state["step"], total, note.replace("reward/", ""))
             if last:
@@ -172,8 +193,9 @@ def train(
                 if last:
                     break
 
-    final = _with(predictor, best, "pahi" if settings.steps else "hpi")
-    return Trained(final, _with(predictor, hpi, "hpi"), state["metrics"], state["best_step"], state["skipped"])
+    final = _with(predictor, best, phases[-1][0])
+    start = _with(predictor, hpi, "hpi") if phases[0][0] == "hpi" else None
+    return Trained(final, start, state["metrics"], state["best_step"], state["skipped"], state["stopped"])
 
 
 @torch.no_grad()
@@ -209,7 +231,7 @@ def _record(state: dict[str, Any], phase: str, step: int, values: dict[str, floa
 
 
 def _with(predictor: NoisePredictor, weights: dict[str, Tensor], kind: str) -> NoisePredictor:
-    copy = NoisePredictor(**{**predictor.config, "kind": kind}).to(predictor.mu.device)
+    copy = NoisePredictor.create(**{**predictor.config, "kind": kind}).to(next(predictor.parameters()).device)
     copy.load_state_dict(weights)
     return copy.eval()
 

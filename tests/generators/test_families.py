@@ -217,7 +217,7 @@ def test_half_precision_keeps_arithmetic_in_float32(published: Published, case: 
 def test_a_predictors_noise_is_what_the_pipeline_takes(published: Published, case: Case) -> None:
     """predictor.sample(prompt, pipe=pipe) in plain diffusers, for every family."""
     generator = load(published, case)
-    predictor = NoisePredictor("pahi", generator.latent_shape, generator.pooled_width, 8)
+    predictor = NoisePredictor.create("pahi", generator.latent_shape, generator.pooled_width, 8)
     torch.manual_seed(4)
     for parameter in predictor.parameters():
         torch.nn.init.normal_(parameter, std=0.1)

@@ -189,3 +189,13 @@ def test_killed_in_every_stage_the_next_run_completes_with_the_same_manifests(pr
     assert len(killed) >= 5, killed
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=300)
     assert manifests(root) == manifests(calm)
+
+
+@pytest.mark.parametrize("kind", ["scale", "hpi", "refined"])
+def test_the_whole_path_with_another_predictor(tmp_path: Path, prompts: Path, kind: str) -> None:
+    s = settings(tmp_path, prompts, f"train.predictor={kind}", "train.hidden=8")
+    results = {result["stage"]: result for result in run_all(s)}
+    arms = [arm["arm"] for arm in results["evaluate"]["summary"]["arms"]]
+    assert arms == ["standard", kind, *([f"{kind}_shuffled"] if kind == "refined" else []), "best_of_2"]
+    assert all(check["ok"] for check in verify(s, rows=4)), "rows drawn again are the same"
+    assert Path(results["report"]["url"]).stat().st_size > 10_000

@@ -36,3 +36,21 @@ def test_a_capped_uplift_earns_nothing_above_the_cap() -> None:
     score = torch.tensor([1.0, 5.0], requires_grad=True)
     objective.uplift(score, torch.zeros(2), 1.0, cap=2.0).sum().backward()
     assert score.grad is not None and score.grad.tolist() == [1.0, 0.0]
+
+
+def test_both_estimators_agree_in_expectation_on_a_quadratic_reward() -> None:
+    # r(x) = <a, x> - |x|^2 / 4: the gradient of E[r] is a - mu / 2, and -sigma^2 / 2 for log sigma.
+    g = torch.Generator().manual_seed(3)
+    a, mu = torch.tensor([0.5, -1.0, 0.2]), torch.tensor([0.3, 0.1, -0.4]).requires_grad_()
+    log_sigma = torch.tensor([-0.2, 0.1, 0.0]).requires_grad_()
+    eps = torch.randn(100_000, 3, generator=g)
+    eps = torch.cat([eps, -eps])
+    x = mu + log_sigma.exp() * eps
+    reward = (x * a).sum(1) - x.square().sum(1) / 4
+    pathwise = torch.autograd.grad(reward.mean(), (mu, log_sigma), retain_graph=True)
+    wide = [t.expand(len(eps), 3) for t in (mu, log_sigma)]
+    score = torch.autograd.grad(objective.score_function([reward], [1.0], x, *wide), (mu, log_sigma))
+    expected = a - mu.detach() / 2, -(2 * log_sigma.detach()).exp() / 2
+    for path, blind, known in zip(pathwise, score, expected, strict=True):
+        torch.testing.assert_close(path, known, atol=0.01, rtol=0)
+        torch.testing.assert_close(blind, known, atol=0.02, rtol=0)

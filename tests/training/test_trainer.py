@@ -97,6 +97,90 @@ def test_it_learns_the_prompts_own_direction() -> None:
     assert own > 0.5 and own > 3 * other.abs()
 
 
+@pytest.mark.parametrize("kind", ["residual", "refined"])
+def test_a_residual_learns_it_too(kind: str) -> None:
+    trained = learn(SETTINGS.model_copy(update={"predictor": kind, "hidden": 8}))
+    assert trained.predictor.kind == kind and trained.hpi is None and trained.best_step > 0
+    rewards = [row["value"] for row in trained.metrics if row["name"] == "validation/direction"]
+    assert rewards[-1] > 0.5
+    # Its step costs: beta times the divergence is the other half of the loss.
+    assert (
+        learn(SETTINGS.model_copy(update={"predictor": kind, "hidden": 8, "beta": 1000.0})).metrics != trained.metrics
+    )
+
+
+class Opposite(Direction):
+    """A held-out reward that falls as the training reward rises."""
+
+    hash = "1"
+
+    def score(self, images: Tensor, prepared: dict[str, Tensor], prompts: list[str]) -> Tensor:
+        return -super().score(images, prepared, prompts)
+
+
+def test_it_stops_when_only_the_training_reward_rises() -> None:
+    settings = SETTINGS.model_copy(update={"steps": 200, "patience": 3})
+    data, validation = prompt_set(64), prompt_set(16, 1)
+    for part in (data, validation):
+        for kept in (part.prepared, part.baseline):
+            kept["opposite"] = kept["direction"]  # type: ignore[index]
+    arguments = {"judges": [(Opposite("opposite"), 1.0)], "data": data, "validation": validation}
+    hacked = learn(settings, **arguments)
+    last = max(row["step"] for row in hacked.metrics if row["phase"] == "pahi")
+    assert hacked.stopped and last < 200 and hacked.best_step < settings.hpi_steps + last
+    assert not learn(settings.model_copy(update={"patience": None}), **arguments).stopped
+    assert not learn(settings).stopped
+
+
+class Opaque(Direction):
+    """Without a gradient, as a judge behind HTTP has none."""
+
+    differentiable = False
+
+    def score(self, images: Tensor, prepared: dict[str, Tensor], prompts: list[str]) -> Tensor:
+        return super().score(images, prepared, prompts).detach()
+
+
+def test_scores_alone_teach_where_there_is_no_gradient() -> None:
+    settings = SETTINGS.model_copy(update={"estimator": "score", "steps": 150, "batch_size": 64})
+    trained = learn(settings, rewards=[(Opaque(), 1.0, 1.0)], generator=Blind())
+    data = prompt_set(32, 2)
+    mu, _ = trained.predictor.distribution(data.conditioning.pooled)  # type: ignore[operator]
+    directions = data.prepared["direction"]["direction"]
+    own = (mu.flatten(1) * directions).sum(1).mean()
+    assert own > 0.5 and own > 3 * (mu.flatten(1) * directions.roll(16, 0)).sum(1).mean().abs()
+    with pytest.raises(UserError, match=r"no gradient.*train.estimator=score"):
+        learn(rewards=[(Opaque(), 1.0, 1.0)])
+    with pytest.raises(UserError, match="needs a Gaussian"):
+        learn(settings.model_copy(update={"predictor": "residual"}))
+
+
+def test_a_scale_can_only_grow_or_shrink() -> None:
+    trained = learn(SETTINGS.model_copy(update={"predictor": "scale"}))
+    mu, log_sigma = trained.predictor.distribution(prompt_set(2).conditioning.pooled)  # type: ignore[operator]
+    assert not mu.any() and len(log_sigma.unique()) == 1
+
+
+def test_no_steps_are_no_predictor() -> None:
+    with pytest.raises(UserError, match=r"train.steps is 0, so no refined predictor"):
+        learn(SETTINGS.model_copy(update={"predictor": "refined", "steps": 0}))
+    assert learn(SETTINGS.model_copy(update={"steps": 0})).predictor.kind == "hpi"
+
+
+@pytest.mark.parametrize("kind", ["scale", "hpi", "refined"])
+def test_every_kind_resumes_to_the_bit(kind: str) -> None:
+    settings = SETTINGS.model_copy(update={"predictor": kind, "hidden": 8, "steps": 12, "hpi_steps": 12})
+    whole, kept = learn(settings), []  # type: ignore[var-annotated]
+
+    def interrupt(done: int, total: int, note: str) -> None:
+        if done == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(settings, kept=kept, progress=interrupt)
+    assert same(learn(settings, kept=kept), whole)
+
+
 @pytest.mark.parametrize("stop", [1, 3, 5, 6, 20, 64])
 def test_killed_at_any_step_it_resumes_to_the_bit(stop: int) -> None:
     whole = learn()
