@@ -24,7 +24,8 @@ ADAPTIVE = ("refined", "residual", "pahi")
 
 def main_arm(names: Iterable[str]) -> str | None:
     """The learned arm that an evaluation is about: the most capable of those it has."""
-    return next((name for name in LEARNED if name in names), None)
+    found = set(names)
+    return next((name for name in LEARNED if name in found), None)
 
 
 def arm_labels(settings: Settings) -> dict[str, str]:

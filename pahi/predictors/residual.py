@@ -41,8 +41,8 @@ class ResidualPredictor(NoisePredictor):
         self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
         self.write = nn.ModuleList(Block(w, 128) for w in widths[:-1])
         self.last = nn.Conv2d(widths[0], channels, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        for p in self.last.parameters():
+            nn.init.zeros_(p)
 
     def residual(self, pooled: Tensor, eps: Tensor) -> Tensor:
         """f(eps, c), of eps's shape."""

@@ -16,7 +16,7 @@ from pahi.errors import PahiError
 from pahi.generation.pictures import broken, encode, pixels_sha256
 from pahi.generators import standard_noise
 from pahi.predictors import GaussianPredictor, NoisePredictor
-from pahi.predictors.gaussian import WEIGHTS
+from pahi.predictors.base import WEIGHTS
 from pahi.stages import cache, ingest, train
 from pahi.stages.common import Context, environment, missing, to_uint8
 

@@ -58,7 +58,7 @@ def collect(ctx: Context, partitions: ingest.Chain, evaluated: Output) -> dict[s
         *([curated] if curated else []),
     ]
 
-    arm = main_arm(a["arm"] for a in summary["arms"])
+    arm = str(main_arm(a["arm"] for a in summary["arms"]))
     scores: dict[tuple[str, str, int, str], float | None] = {
         (r["arm"], r["prompt_id"], r["seed"], r["reward"]): r["score"]
         for r in evaluated.read("scores").to_pylist()
