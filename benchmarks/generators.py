@@ -305,7 +305,7 @@ def published_sizes(device: torch.device, rehearse: bool, compiled: bool, rounds
     best = torch.bfloat16
     rows = [("same settings, bfloat16, channels_last", best, True), ("each with its defaults", torch.float32, False)]
     batches = (1, 2) if rehearse else (1, 4, 16)
-    print("\n| network | comparison | batch | images/s | diffusers' time over ours (median, 95% interval) |")
+    print("\n| network | comparison | batch | images/s | diffusers' time over ours (median, 95%) |")
     print("|---|---|---|---|---|")
     for name in ("SD-Turbo", "SDXL-Turbo", "PixArt"):
         generator, shapes = ours_of(name, rehearse, device, best, channels_last=True, compile=compiled)
