@@ -190,6 +190,14 @@ class Train(Tree):
     save_every: int = Field(50, ge=1, description="Steps between saved states.", json_schema_extra=RUNTIME)
     seed: int = Field(0, ge=0, description="Seed of initialisation and sampling.")
 
+    @property
+    def phases(self) -> list[tuple[str, int]]:
+        """What is learned in turn, with its steps: PAHI begins where HPI ends, all others stand alone."""
+        phases: list[tuple[str, int]] = [("hpi", self.hpi_steps)] if self.predictor in ("hpi", "pahi") else []
+        if self.predictor != "hpi" and self.steps:
+            phases.append((self.predictor, self.steps))
+        return phases
+
 
 class Evaluate(Tree):
     """The comparison on test prompts."""

@@ -30,11 +30,8 @@ def main_arm(names: Iterable[str]) -> str | None:
 
 def arm_labels(settings: Settings) -> dict[str, str]:
     """The arms of an evaluation, by name, as a person calls them."""
-    t = settings.train
-    learned = ["hpi"] if t.predictor in ("hpi", "pahi") else []
-    learned += [t.predictor] if t.predictor != "hpi" and t.steps else []
     labels = {"standard": "Standard Gaussian"}
-    for name in learned:
+    for name, _ in settings.train.phases:
         labels[name] = LEARNED[name][1]
         if name in ADAPTIVE:
             labels[name + SHUFFLED] = f"{LEARNED[name][0]}, prompts shuffled"

@@ -27,12 +27,15 @@ def score_function(uplifts: list[Tensor], weights: list[float], x_T: Tensor, mu:
 
     x_T, mu, log_sigma: (batch, ...); uplifts (batch,) each. The cached b_k(c) is the control variate.
     """
-    reward = torch.stack([w * u for w, u in zip(weights, uplifts, strict=True)]).sum(0)
     log_q = (-((x_T.detach() - mu) / log_sigma.exp()).square() / 2 - log_sigma).flatten(1).sum(1)
-    return (reward.detach() * log_q).mean()
+    return (_weighted(uplifts, weights).detach() * log_q).mean()
 
 
 def loss(uplifts: list[Tensor], weights: list[float], divergence: Tensor, beta: float) -> Tensor:
     """The scalar to minimise."""
-    reward = torch.stack([w * u for w, u in zip(weights, uplifts, strict=True)]).sum(0)
-    return -reward.mean() + beta * divergence.mean()
+    return -_weighted(uplifts, weights).mean() + beta * divergence.mean()
+
+
+def _weighted(uplifts: list[Tensor], weights: list[float]) -> Tensor:
+    """sum_k w_k u_k, (batch,)."""
+    return torch.stack([w * u for w, u in zip(weights, uplifts, strict=True)]).sum(0)

@@ -74,9 +74,7 @@ def train(
 
     torch.manual_seed(settings.seed)
     shape, width = generator.latent_shape, generator.pooled_width
-    phases = [("hpi", settings.hpi_steps)] if settings.predictor in ("hpi", "pahi") else []
-    if settings.predictor != "hpi" and settings.steps:
-        phases.append((settings.predictor, settings.steps))
+    phases = settings.phases
     if not phases:
         raise UserError(f"train.steps is 0, so no {settings.predictor} predictor can be learned")
     predictor = NoisePredictor.create(phases[0][0], shape, width, settings.hidden, generator.id, generator.hash)
