@@ -1,5 +1,6 @@
-"""A server that speaks as much of the Hub's API as its client uses to fetch a model, and can be made to fail."""
+"""A server that speaks as much of the Hub's API as fetching and pushing a model take, and can be made to fail."""
 
+import base64
 import hashlib
 import json
 import re
@@ -11,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import yaml
 
 LFS_FROM = 5000  # bytes; the Hub keeps large files apart from git, named by their sha256
 
@@ -45,6 +48,7 @@ def digest(data: bytes) -> str:
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     repositories: dict[str, Repository]
+    uploaded: dict[str, bytes]  # large files by their sha256, until a commit names them
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -75,6 +79,62 @@ class Handler(BaseHTTPRequestHandler):
         if match[2] == "tree":
             return self.send_json([self.entry(name, data) for name, data in files.items()])
         return self.send_json({"id": match[1], "sha": commit, "siblings": [{"rfilename": name} for name in files]})
+
+    def do_POST(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        here = f"http://{self.headers['Host']}"
+        if path == "/api/validate-yaml":
+            header = re.match(r"---\n(.*?)\n---\n", json.loads(body)["content"], re.S)
+            if header is None or not isinstance(yaml.safe_load(header[1]), dict):
+                return self.fail(400, "BadYaml")
+            return self.send_json({"errors": [], "warnings": []})
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            self.repositories.setdefault(name, Repository({commit_name("empty"): {}}, {"main": commit_name("empty")}))
+            return self.send_json({"url": f"{here}/{name}"})
+        if path.endswith(".git/info/lfs/objects/batch"):
+            found = [
+                {**entry, "actions": {"upload": {"href": f"{here}/upload/{entry['oid']}"}}}
+                for entry in json.loads(body)["objects"]
+            ]
+            return self.send_json({"transfer": "basic", "objects": found})
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/([^/]+)", path)
+        if match is None or match[1] not in self.repositories:
+            return self.fail(404, "RepoNotFound")
+        if match[2] == "preupload":
+            modes = [
+                {"path": f["path"], "uploadMode": "lfs" if f["size"] >= LFS_FROM else "regular", "shouldIgnore": False}
+                for f in json.loads(body)["files"]
+            ]
+            return self.send_json({"files": modes})
+        repository = self.repositories[match[1]]
+        files = dict(repository.commits[repository.branches[match[3]]])
+        for line in map(json.loads, body.splitlines()):
+            if line["key"] == "file":
+                files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            elif line["key"] == "lfsFile":
+                files[line["value"]["path"]] = self.uploaded[line["value"]["oid"]]
+        commit = commit_name(body.decode())
+        repository.commits[commit], repository.branches[match[3]] = files, commit
+        return self.send_json({"commitUrl": f"{here}/{match[1]}/commit/{commit}", "commitOid": commit})
+
+    def do_PUT(self) -> None:
+        # The client sends a file without saying how long it is.
+        data = b""
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            while size := int(self.rfile.readline(), 16):
+                data += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            data = self.rfile.read(int(self.headers["Content-Length"]))
+        name = self.path.rpartition("/")[2]
+        if hashlib.sha256(data).hexdigest() != name:
+            return self.fail(400, "BadUpload")
+        self.uploaded[name] = data
+        return self.send_json({})
 
     def entry(self, name: str, data: bytes) -> dict[str, Any]:
         found: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": digest(data)}
@@ -131,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def hub(repositories: dict[str, Repository]) -> Iterator[str]:
     """The server's address, while it runs."""
-    handler = type("HubHandler", (Handler,), {"repositories": repositories})
+    handler = type("HubHandler", (Handler,), {"repositories": repositories, "uploaded": {}})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pahi.errors import UserError
+from pahi.predictors.card import CARD, card
 
 WEIGHTS, CONFIG = "predictor.safetensors", "config.json"
 KEYS = ("kind", "latent_shape", "pooled_width", "hidden", "generator", "generator_hash")
@@ -38,6 +39,7 @@ class NoisePredictor(nn.Module, ModelHubMixin):
         super().__init__()
         self.kind, self.latent_shape, self.pooled_width, self.hidden = kind, tuple(latent_shape), pooled_width, hidden
         self.generator, self.generator_hash = generator, generator_hash
+        self.card = ""  # README.md, where its training wrote one
 
     @staticmethod
     def create(kind: str, *args: Any, **kwargs: Any) -> "NoisePredictor":
@@ -94,6 +96,11 @@ class NoisePredictor(nn.Module, ModelHubMixin):
 
     # -------------------------------------------------------------------------------------------------------- on disk
 
+    def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
+        """What save_pretrained and push_to_hub write as README.md."""
+        parameters = sum(p.numel() for p in self.parameters())
+        return ModelCard(self.card or card(self.config, parameters))
+
     def _save_pretrained(self, save_directory: Path) -> None:
         (save_directory / CONFIG).write_text(json.dumps(self.config, indent=1, sort_keys=True) + "\n")
         save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, save_directory / WEIGHTS)
@@ -121,13 +128,14 @@ class NoisePredictor(nn.Module, ModelHubMixin):
                         force_download=force_download,
                         local_files_only=local_files_only,
                         token=token,
-                        allow_patterns=[WEIGHTS, CONFIG],
+                        allow_patterns=[WEIGHTS, CONFIG, CARD],
                     )
                 )
             config = json.loads((folder / CONFIG).read_text())
             # The mixin writes keys of its own beside ours.
             predictor = cls.create(**{key: config[key] for key in KEYS})
             predictor.load_state_dict(load_file(folder / WEIGHTS))
+            predictor.card = (folder / CARD).read_text("utf-8") if (folder / CARD).is_file() else ""
         except (OSError, HfHubHTTPError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
             raise UserError(f"no predictor at {model_id!r}: {str(error).splitlines()[0]}") from None
         return predictor.eval()
