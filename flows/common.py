@@ -22,6 +22,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
 from pahi.errors import UserError
+from pahi.pace import Pace
 from pahi.settings import Settings, load_settings
 from pahi.tables import arm_rows, count_rows, markdown
 
@@ -133,16 +134,18 @@ class _Progress:
         self.listener = _listener.get()
         self.artifacts: dict[str, UUID] = {}
         self.last = 0.0
+        self.paces: dict[str, Pace] = {}
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
         if self.listener is not None:
             self.listener(stage, done, total, note)
+        left = self.paces.setdefault(stage, Pace()).note(done, total)
         now = time.monotonic()
         if stage in self.artifacts and now - self.last < SECONDS_BETWEEN_UPDATES and done < total:
             return
         self.last = now
         percent = 100.0 * min(done, total) / total if total else 0.0
-        description = f"{stage} of {self.dataset}: {done} of {total}" + (f", {note}" if note else "")
+        description = f"{stage} of {self.dataset}: {', '.join(p for p in (f'{done} of {total}', left, note) if p)}"
         with _unimportant("progress"):
             if stage in self.artifacts:
                 update_progress_artifact(self.artifacts[stage], progress=percent, description=description)

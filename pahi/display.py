@@ -6,21 +6,31 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
+from pahi.pace import Pace
 from pahi.tables import Row
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Display:
-    """How far the stages are: bars on a terminal, plain lines elsewhere. It is the stages' `progress`."""
+    """How far the stages are, and what remains: bars on a terminal, lines elsewhere. It is the stages' `progress`."""
 
     def __init__(self) -> None:
         self.bars: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
         self.last: dict[str, float] = {}
+        self.paces: dict[str, Pace] = {}
 
     def __enter__(self) -> "Display":
         if sys.stdout.isatty():
@@ -29,6 +39,8 @@ class Display:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
+                TextColumn("[dim]left"),
+                TimeRemainingColumn(),
                 TextColumn("[dim]{task.fields[note]}"),
                 console=Console(),
             )
@@ -45,10 +57,11 @@ class Display:
                 self.tasks[stage] = self.bars.add_task(stage, total=total or None, note=note)
             self.bars.update(self.tasks[stage], completed=done, total=total or None, note=note)
             return
+        left = self.paces.setdefault(stage, Pace()).note(done, total)
         now = time.monotonic()
         if stage not in self.last or now - self.last[stage] >= SECONDS_BETWEEN_LINES:
             self.last[stage] = now
-            print(f"{stage:<9} {done}/{total or '?'}{'  ' + note if note else ''}", flush=True)
+            print("  ".join(part for part in (f"{stage:<9} {done}/{total or '?'}", left, note) if part), flush=True)
 
     def result(self, result: dict[str, Any]) -> None:
         how = "found finished" if result["skipped"] else f"finished in {result['seconds']:.1f} s"
