@@ -173,7 +173,19 @@ class Train(Tree):
     )
     hpi_steps: int = Field(100, ge=1, description="Steps of the global Gaussian, before the prompt-adaptive part.")
     steps: int = Field(500, ge=0, description="Steps of any other predictor; 0 stops at HPI.")
-    batch_size: int = Field(32, ge=1, description="Prompts a step.")
+    batch_size: int = Field(32, ge=1, description="Prompts a step, over all devices and parts.")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="Parts that a step's prompts are computed in, one after another: the same step, less memory.",
+        json_schema_extra=RUNTIME,
+    )
+    devices: int = Field(
+        1,
+        ge=1,
+        description="Processes that share a step's prompts, each on a GPU of its own where there are GPUs.",
+        json_schema_extra=RUNTIME,
+    )
     lr: float = Field(4e-3, gt=0, description="AdamW's learning rate at its peak.")
     hidden: int = Field(128, ge=1, description="Hidden units of the predictor.")
     beta: float = Field(0.4, ge=0, description="Weight of the KL from N(0, I), a dimension.")
@@ -188,7 +200,25 @@ class Train(Tree):
         "ones do not, before training stops early.",
     )
     save_every: int = Field(50, ge=1, description="Steps between saved states.", json_schema_extra=RUNTIME)
+    tensorboard: str | None = Field(
+        None,
+        description="Folder for TensorBoard's event files; needs the extra `tensorboard`.",
+        json_schema_extra=RUNTIME,
+    )
     seed: int = Field(0, ge=0, description="Seed of initialisation and sampling.")
+
+    @property
+    def prompts_a_step(self) -> int:
+        """Without gradients, a prompt is drawn twice, from eps and from -eps."""
+        return self.batch_size if self.estimator == "pathwise" else max(1, self.batch_size // 2)
+
+    @model_validator(mode="after")
+    def _shared(self) -> "Train":
+        if self.devices > self.prompts_a_step:
+            raise ValueError(
+                f"devices is {self.devices}, and batch_size {self.batch_size} gives {self.prompts_a_step} to share"
+            )
+        return self
 
     @property
     def phases(self) -> list[tuple[str, int]]:

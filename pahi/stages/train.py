@@ -4,6 +4,7 @@ Training again is a decision. A dataset that grew keeps its predictor until `pah
 newest predictor whose prompts the dataset still begins with is the one that evaluate and generate use.
 """
 
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -16,9 +17,12 @@ from pahi.artifacts.schemas import METRICS
 from pahi.errors import PahiError, UserError
 from pahi.predictors import NoisePredictor
 from pahi.predictors.base import CONFIG, WEIGHTS
+from pahi.predictors.card import CARD, Facts, card
 from pahi.stages import cache, ingest
 from pahi.stages.common import Context, environment, missing
 from pahi.training import trainer
+from pahi.training.parallel import Group
+from pahi.training.tensorboard import Board
 
 STAGE, VERSION = "train", 1
 STATE = "_state/training.pt"
@@ -53,34 +57,57 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
     output, settings, inputs = place(ctx, cached)
     if output.manifest() is not None:
         return output, True
+    group, own = Group(), ctx.settings.train
+    if own.devices > 1 and group.size == 1:
+        from pahi.stages import train_worker  # which imports this module
+
+        train_worker.start(ctx, partitions)
+        return output, False
+    folder = f"{own.tensorboard}/{ctx.settings.name}-{output.fingerprint}" if own.tensorboard else None
+    board = Board(folder) if folder else None  # before anything is loaded
     manifest = cached.require()
     data, validation = cache.prompt_sets(ctx, cached, manifest)
     units = manifest.summary["units"]
     rewards = []
     for model in ctx.settings.rewards.train:
+        if units[model.name] is None:
+            raise UserError(f"reward {model.name!r} has no finite score of any training prompt; look for NaN in it")
         if not units[model.name]:
             raise UserError(f"reward {model.name!r} is the same for every picture of a prompt, so it can teach nothing")
         if model.weight:
             rewards.append((ctx.reward(model), model.weight, units[model.name]))
     judges = [(ctx.reward(m), units[m.name]) for m in ctx.settings.rewards.held_out if units[m.name]]
     state = output.key(STATE)
+
+    def save(packed: bytes) -> None:
+        if board is not None:
+            board.flush()
+        ctx.store.replace(state, packed)
+
     trained = trainer.train(
         ctx.generator,
         rewards,
         judges,
         data,
         validation,
-        ctx.settings.train,
+        own,
         load=lambda: ctx.store.read_or_none(state),
-        save=lambda packed: ctx.store.replace(state, packed),
+        save=save,
         progress=lambda done, total, note: ctx.progress(STAGE, done, total, note),
+        watch=board,
     )
+    if board is not None:
+        board.close()
+    if not group.writes:
+        return output, False
+    facts = _facts(ctx, trained, settings["train"], len(data), len(validation))
     files = []
     parts = {"predictor": trained.predictor, HPI: trained.hpi}
     for part, predictor in parts.items():
         if predictor is None:
             continue
-        for name, body in _predictor_files(predictor).items():
+        # The figures are those of the predictor, not of the HPI that was learned on the way.
+        for name, body in _predictor_files(predictor, facts if part == "predictor" else None).items():
             output.put_file(f"{part}/{name}", body)
             files.append(f"{part}/{name}")
     table = pa.Table.from_pylist(trained.metrics, schema=METRICS)
@@ -96,15 +123,35 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
     output.finish(
         version=VERSION, settings=settings, inputs=inputs, shards=["part-00000"], files=files, summary=summary
     )
-    output.write_run(environment(started))
+    output.write_run(environment(started, devices=group.size))
     ctx.store.delete(state)
     return output, False
 
 
-def _predictor_files(predictor: NoisePredictor) -> dict[str, bytes]:
+def _facts(ctx: Context, trained: trainer.Trained, settings: dict[str, Any], train: int, validation: int) -> Facts:
+    """What the predictor's card says of its training."""
+    s, r = ctx.settings, ctx.settings.rewards
+    finite = {name: value for name, value in trained.figures.items() if math.isfinite(value)}
+    roles = (("trains", [m for m in r.train if m.weight]), ("held_out", r.held_out))
+    return Facts(
+        license=s.generator.license,
+        revision=ctx.generator.revision,
+        settings=settings,
+        rewards=[(m.name, role, ctx.model_hashes[f"reward/{m.name}"]) for role, models in roles for m in models],
+        figures={n.removeprefix("validation/"): v for n, v in finite.items() if n.startswith("validation/")},
+        kl=finite.get("kl"),
+        train_prompts=train,
+        validation_prompts=validation,
+        best_step=trained.best_step,
+        stopped=trained.stopped,
+    )
+
+
+def _predictor_files(predictor: NoisePredictor, facts: Facts | None) -> dict[str, bytes]:
+    predictor.card = card(predictor.config, sum(p.numel() for p in predictor.parameters()), facts)
     with tempfile.TemporaryDirectory() as folder:
-        predictor._save_pretrained(Path(folder))
-        return {name: (Path(folder) / name).read_bytes() for name in (CONFIG, WEIGHTS)}
+        predictor.save_pretrained(folder)
+        return {name: (Path(folder) / name).read_bytes() for name in (CONFIG, WEIGHTS, CARD)}
 
 
 def load_predictor(ctx: Context, output: Output, part: str = "predictor") -> NoisePredictor:

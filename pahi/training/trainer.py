@@ -12,29 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from pahi.errors import PahiError, UserError
-from pahi.generators import Conditioning, Generator, standard_noise
+from pahi.generators import Generator, standard_noise
 from pahi.predictors import GaussianPredictor, NoisePredictor
-from pahi.rewards import Prepared, Reward
+from pahi.rewards import Reward
 from pahi.rewards.ensemble import Ensemble
 from pahi.settings import Train
 from pahi.training import objective
+from pahi.training.data import PromptSet
+from pahi.training.parallel import Group
+from pahi.training.validation import validate
+
+__all__ = ["PromptSet", "Trained", "train"]
 
 TRAINING_SEEDS = 2**32  # above every seed that a person chooses, so that training never sees an evaluation's noise
-
-
-@dataclass
-class PromptSet:
-    """Prompts with everything the cache stage computed for them; row i of each belongs to prompt i."""
-
-    prompt_ids: list[str]
-    texts: list[str]
-    conditioning: Conditioning
-    prepared: dict[str, Prepared]  # by reward
-    baseline: dict[str, Tensor]  # by reward: (prompts, seeds) raw scores of the standard Gaussian
-    seeds: list[int]
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids)
 
 
 @dataclass
@@ -47,6 +37,7 @@ class Trained:
     best_step: int = 0
     skipped_steps: int = 0
     stopped: bool = False  # early, since held-out rewards no longer rose with the training rewards
+    figures: dict[str, float] = field(default_factory=dict)  # of the best step: the metrics' names
 
 
 def train(
@@ -60,16 +51,26 @@ def train(
     load: Callable[[], bytes | None],
     save: Callable[[bytes], None],
     progress: Callable[[int, int, str], None],
+    watch: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Trained:
     """Learns the predictor of the settings' kind; PAHI begins where HPI, which is learned before it, ends.
 
     `rewards` are (model, weight, unit) and train; `judges` are (model, unit), held out, and choose the best step.
     `load` and `save` keep the whole state: a run killed at any step ends with the weights of an undisturbed one.
+    `watch` is told a step's number, counted over all phases, and its figures. Where torch.distributed is initialised,
+    the processes share each step's prompts, and the first alone saves and reports.
     Raises UserError where nothing can be learned, PahiError where the gradient vanishes or most steps are not finite.
     """
     if not len(data):
         raise UserError("there are no training prompts; check ingest's splits or add prompts")
+    usable = data.usable([reward.name for reward, _, _ in rewards])
+    if not len(usable):
+        raise UserError("no training prompt has a finite baseline: the generator or a reward returns NaN or infinity")
     pathwise = settings.estimator == "pathwise"
+    count = settings.prompts_a_step
+    group = Group()
+    if group.size > count:
+        raise UserError(f"{group.size} processes cannot share {count} prompts a step; raise train.batch_size")
     ensemble = Ensemble(rewards, [judge for judge, _ in judges], settings.reward_cap, gradients=pathwise)
 
     torch.manual_seed(settings.seed)
@@ -78,18 +79,19 @@ def train(
     if not phases:
         raise UserError(f"train.steps is 0, so no {settings.predictor} predictor can be learned")
     predictor = NoisePredictor.create(phases[0][0], shape, width, settings.hidden, generator.id, generator.hash)
-    if not (pathwise or isinstance(predictor, GaussianPredictor)):
+    gaussian = predictor if isinstance(predictor, GaussianPredictor) else None
+    if not pathwise and gaussian is None:
         raise UserError(f"train.estimator=score needs a Gaussian predictor, which {settings.predictor} is not")
     predictor.to(generator.device)
     average = {name: p.detach().clone() for name, p in predictor.named_parameters()}
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
     state: dict[str, Any] = {"phase": 0, "step": 0, "best": -math.inf, "best_step": 0, "skipped": 0}
-    state |= {"metrics": [], "best_trained": 0.0, "hacked": 0, "stopped": False}
+    state |= {"metrics": [], "best_trained": 0.0, "hacked": 0, "stopped": False, "figures": {}}
     best = {name: p.clone() for name, p in average.items()}
     hpi = {name: p.clone() for name, p in average.items()}
     saved = load()
     if saved is not None:
-        got = torch.load(io.BytesIO(saved), weights_only=True)
+        got = torch.load(io.BytesIO(saved), weights_only=True, map_location=generator.device)
         state, best, hpi, average = got["state"], got["best"], got["hpi"], got["average"]
         predictor.load_state_dict(got["predictor"])
         optimizer.load_state_dict(got["optimizer"])
@@ -104,39 +106,50 @@ def train(
         while state["step"] < steps:
             step = state["step"]
             warm = min(1.0, (step + 1) / max(1, min(20, steps // 5)))
-            for group in optimizer.param_groups:
-                group["lr"] = settings.lr * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+            for entry in optimizer.param_groups:
+                entry["lr"] = settings.lr * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
-            # Prompts and noise of a step depend on its number alone, so that a resumed run sees the same.
+            # Prompts and noise of a step depend on its number alone, so that a resumed run sees the same, and so do
+            # several processes, each of which takes its share, and several parts, one after another.
             draw = torch.Generator().manual_seed(_seed(settings.seed, phase, step))
-            count = settings.batch_size if pathwise else max(1, settings.batch_size // 2)
-            index = torch.randint(len(data), (count,), generator=draw)
-            ids = [data.prompt_ids[i] for i in index.tolist()]
-            seeds = [
-                TRAINING_SEEDS + (settings.seed + 1) * 10**9 + (done_before + step) * 10_000 + i
-                for i in range(len(ids))
-            ]
-            eps = standard_noise(ids, seeds, shape).to(generator.device)  # (batch, *latent_shape)
-            if not pathwise:  # antithetic: every prompt with eps and with -eps
-                index, eps = index.repeat(2), torch.cat([eps, -eps])
-            conditioning = data.conditioning.rows(index).to(generator.device)
-
-            x_T, divergence = predictor.draw(conditioning.pooled, eps)
-            x_T.retain_grad()
-            with torch.set_grad_enabled(pathwise):
-                images = generator.decode(generator.denoise(x_T, conditioning))  # (batch, 3, h, w)
-                prepared = {n: {k: t[index] for k, t in p.items()} for n, p in data.prepared.items()}
-                here = {name: mean[index] for name, mean in baseline.items()}
-                uplifts = ensemble.uplifts(images, prepared, [data.texts[i] for i in index.tolist()], here)
-            loss = objective.loss(uplifts, ensemble.weights, divergence, settings.beta)
-
-            value = float(loss.detach())
+            prompts = usable[torch.randint(len(usable), (count,), generator=draw)]
+            first_seed = TRAINING_SEEDS + (settings.seed + 1) * 10**9 + (done_before + step) * 10_000
             optimizer.zero_grad(set_to_none=True)
-            if isinstance(predictor, GaussianPredictor) and not pathwise:
-                mu, log_sigma = predictor.distribution(conditioning.pooled)
-                loss = loss - objective.score_function(uplifts, ensemble.weights, x_T, mu, log_sigma)
-            loss.backward()
-            reward_gradient = float(x_T.grad.abs().sum()) if x_T.grad is not None else 0.0
+            figures = torch.zeros(4 + len(rewards), device=generator.device)
+            for rows in group.share(torch.arange(count)).tensor_split(settings.accumulate):
+                if not len(rows):
+                    continue
+                index = prompts[rows]
+                seeds = [first_seed + i for i in rows.tolist()]
+                eps = standard_noise([data.prompt_ids[i] for i in index.tolist()], seeds, shape)
+                eps = eps.to(generator.device)  # (rows, *latent_shape)
+                pooled = data.conditioning.pooled[index].to(generator.device)
+                if pathwise:
+                    x_T, divergence = predictor.draw(pooled, eps)
+                    x_T.retain_grad()
+                else:  # antithetic: every prompt with eps and with -eps
+                    assert gaussian is not None
+                    mu, log_sigma = (t.repeat(2, 1, 1, 1) for t in gaussian.distribution(pooled))
+                    x_T = (mu + log_sigma.exp() * torch.cat([eps, -eps])).detach()
+                    divergence = objective.kl_per_dimension(mu, log_sigma)
+                    index = index.repeat(2)
+                conditioning = data.conditioning.rows(index).to(generator.device)
+                with torch.set_grad_enabled(pathwise):
+                    images = generator.decode(generator.denoise(x_T, conditioning))  # (rows, 3, h, w)
+                    here = {name: mean[index] for name, mean in baseline.items()}
+                    texts = [data.texts[i] for i in index.tolist()]
+                    uplifts = ensemble.uplifts(images, data.prepared_rows(index), texts, here)
+                loss = objective.loss(uplifts, ensemble.weights, divergence, settings.beta)
+                means = [loss, divergence.mean(), x_T.square().mean(), *(u.mean() for u in uplifts)]
+                if not pathwise:
+                    loss = loss - objective.score_function(uplifts, ensemble.weights, x_T, mu, log_sigma)
+                share = len(rows) / count  # of the step's mean
+                (share * loss).backward()
+                figures[1:] += share * torch.stack([mean.detach().float() for mean in means])
+                if x_T.grad is not None:
+                    figures[0] += x_T.grad.abs().sum()
+            group.sum([figures, *(p.grad for p in predictor.parameters() if p.grad is not None)])
+            reward_gradient, value, kl, square, *ups = figures.tolist()
             norm = float(nn.utils.clip_grad_norm_(predictor.parameters(), settings.clip))
             if math.isfinite(norm) and math.isfinite(value):
                 if pathwise and reward_gradient == 0.0:
@@ -156,76 +169,54 @@ def train(
                     )
 
             state["step"] = step + 1
-            row = {"loss": value, "kl": float(divergence.detach().mean()), "grad_norm": norm}
-            row |= {f"reward/{r.name}": float(u.detach().mean()) for (r, _, _), u in zip(rewards, uplifts, strict=True)}
-            row["noise_norm"] = float(x_T.detach().square().mean().sqrt())
-            _record(state, phase, step + 1, row)
+            row = {"loss": value, "kl": kl, "grad_norm": norm}
+            row |= {f"reward/{reward.name}": up for (reward, _, _), up in zip(rewards, ups, strict=True)}
+            row["noise_norm"] = math.sqrt(square)
 
             last = state["step"] == steps
             if len(validation) and (state["step"] % settings.validate_every == 0 or last):
                 view = _with(predictor, average, phase)
-                measured = validate(generator, [(r, u) for r, _, u in rewards] + judges, validation, view)
-                _record(state, phase, step + 1, {f"validation/{name}": value for name, value in measured.items()})
+                measured = validate(generator, [(r, u) for r, _, u in rewards] + judges, validation, view, group)
+                row |= {f"validation/{name}": value for name, value in measured.items()}
                 trained = fmean(measured[r.name] for r, _, _ in rewards)
                 chosen = fmean(measured[r.name] for r, _ in judges) if judges else trained
                 if chosen > state["best"] and number == len(phases) - 1:
                     state["best"], state["best_step"] = chosen, done_before + state["step"]
-                    state["best_trained"], state["hacked"] = trained, 0
+                    state["best_trained"], state["hacked"], state["figures"] = trained, 0, row
                     best = {name: p.clone() for name, p in average.items()}
                 elif number == len(phases) - 1:
                     # What training raises goes on rising and what is held out does not: the reward is being hacked.
                     state["hacked"] = state["hacked"] + 1 if trained > state["best_trained"] else 0
                     if settings.patience and state["hacked"] >= settings.patience:
                         state["stopped"] = last = True
-            note = ", ".join(f"{name} {row[name]:+.2f}" for name in row if name.startswith("reward/"))
-            progress(done_before + state["step"], total, note.replace("reward/", ""))
+            state["metrics"] += [{"phase": phase, "step": step + 1, "name": n, "value": v} for n, v in row.items()]
+            if group.writes:
+                if watch is not None:
+                    watch(done_before + state["step"], row)
+                note = ", ".join(f"{name} {row[name]:+.2f}" for name in row if name.startswith("reward/"))
+                progress(done_before + state["step"], total, note.replace("reward/", ""))
             if last:
                 if phase == "hpi":
                     hpi = {name: p.clone() for name, p in average.items()}
                 if state["best"] == -math.inf:  # no validation prompts: the last step is the best there is
                     best = {name: p.clone() for name, p in average.items()}
-                    state["best_step"] = done_before + state["step"]
+                    state["best_step"], state["figures"] = done_before + state["step"], row
                 state["phase"], state["step"] = number + 1, 0
-            if last or state["step"] % settings.save_every == 0:
+            if group.writes and (last or state["step"] % settings.save_every == 0):
                 save(_pack(state, predictor, optimizer, average, best, hpi))
-                if last:
-                    break
+            if last:
+                break
 
+    if state["skipped"] == total:
+        raise PahiError("every step gave NaN or infinity, so nothing was learned; raise the precision")
     final = _with(predictor, best, phases[-1][0])
     start = _with(predictor, hpi, "hpi") if phases[0][0] == "hpi" else None
-    return Trained(final, start, state["metrics"], state["best_step"], state["skipped"], state["stopped"])
-
-
-@torch.no_grad()
-def validate(
-    generator: Generator,
-    rewards: list[tuple[Reward, float]],
-    data: PromptSet,
-    predictor: NoisePredictor,
-    batch: int = 64,
-) -> dict[str, float]:
-    """Mean paired uplift of each reward over the cached baseline: the same prompts, the same first seed's eps."""
-    totals = {reward.name: 0.0 for reward, _ in rewards}
-    for start in range(0, len(data), batch):
-        index = torch.arange(start, min(start + batch, len(data)))
-        rows = index.tolist()
-        eps = standard_noise([data.prompt_ids[i] for i in rows], [data.seeds[0]] * len(rows), generator.latent_shape)
-        conditioning = data.conditioning.rows(index).to(generator.device)
-        x_T = predictor(conditioning.pooled, eps.to(generator.device))
-        images = generator.decode(generator.denoise(x_T, conditioning))
-        for reward, unit in rewards:
-            prepared = {name: tensor[index] for name, tensor in data.prepared[reward.name].items()}
-            score = reward.score(images, prepared, [data.texts[i] for i in rows]).cpu()
-            totals[reward.name] += float(objective.uplift(score, data.baseline[reward.name][index, 0], unit).sum())
-    return {name: value / len(data) for name, value in totals.items()}
+    measures = state["best_step"], state["skipped"], state["stopped"], state["figures"]
+    return Trained(final, start, state["metrics"], *measures)
 
 
 def _seed(seed: int, phase: str, step: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{phase}:{step}".encode()).digest()[:7], "big")
-
-
-def _record(state: dict[str, Any], phase: str, step: int, values: dict[str, float]) -> None:
-    state["metrics"] += [{"phase": phase, "step": step, "name": name, "value": value} for name, value in values.items()]
 
 
 def _with(predictor: NoisePredictor, weights: dict[str, Tensor], kind: str) -> NoisePredictor:

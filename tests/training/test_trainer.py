@@ -1,28 +1,18 @@
 """The loop: it learns a known optimum, resumes to the bit, and ends in one line where nothing can be learned."""
 
+import io
+import math
+
 import pytest
 import torch
 from torch import Tensor
+from toy import SETTINGS, SHAPE, WIDTH, Direction, Identity, Opposite, learn, prompt_set, same
 
 from pahi.errors import PahiError, UserError
+from pahi.evaluation.statistics import bootstrap
 from pahi.generators import Conditioning
-from pahi.settings import Train
-from pahi.training.trainer import PromptSet, Trained, train
-
-SHAPE, WIDTH = (4, 4, 4), 6
-
-
-class Identity:
-    """A generator whose picture is its noise."""
-
-    id, hash, latent_shape, pooled_width = "identity", "0", SHAPE, WIDTH
-    device, dtype = torch.device("cpu"), torch.float32
-
-    def denoise(self, z: Tensor, conditioning: Conditioning) -> Tensor:
-        return z
-
-    def decode(self, latents: Tensor) -> Tensor:
-        return latents
+from pahi.predictors import NoisePredictor
+from pahi.settings import Train, load_settings
 
 
 class Blind(Identity):
@@ -30,61 +20,9 @@ class Blind(Identity):
         return z.detach() + 0 * z.sum()
 
 
-class Direction:
-    """<picture, direction of the prompt>, whose unit is its standard deviation 1."""
-
-    hash, differentiable = "0", True
-
-    def __init__(self, name: str = "direction", scale: float = 1.0) -> None:
-        self.name, self.scale = name, scale
-
-    def score(self, images: Tensor, prepared: dict[str, Tensor], prompts: list[str]) -> Tensor:
-        return self.scale * (images.flatten(1) * prepared["direction"]).sum(1)
-
-
 class Broken(Direction):
     def score(self, images: Tensor, prepared: dict[str, Tensor], prompts: list[str]) -> Tensor:
         return super().score(images, prepared, prompts) * float("nan")
-
-
-def prompt_set(count: int, seed: int = 0) -> PromptSet:
-    g = torch.Generator().manual_seed(seed)
-    pooled = torch.randn(count, WIDTH, generator=g)
-    # The best direction is a linear function of the prompt's embedding.
-    directions = pooled @ torch.randn(WIDTH, 64, generator=torch.Generator().manual_seed(99))
-    directions = directions / directions.norm(dim=1, keepdim=True)
-    ids = [f"p{seed}-{i}" for i in range(count)]
-    return PromptSet(
-        ids,
-        ids,
-        Conditioning({}, pooled, [False] * count),
-        {"direction": {"direction": directions}, "broken": {"direction": directions}},
-        {"direction": torch.zeros(count, 2), "broken": torch.zeros(count, 2)},
-        [0, 1],
-    )
-
-
-SETTINGS = Train(hpi_steps=5, steps=60, batch_size=16, lr=0.01, hidden=32, beta=1.0, validate_every=10, save_every=7)
-
-
-def learn(settings: Train = SETTINGS, **change) -> Trained:
-    kept: list[bytes] = change.pop("kept", [])
-    arguments = {
-        "generator": Identity(),
-        "rewards": [(Direction(), 1.0, 1.0)],
-        "judges": [],
-        "data": prompt_set(64),
-        "validation": prompt_set(16, 1),
-        "load": lambda: kept[-1] if kept else None,
-        "save": kept.append,
-        "progress": lambda done, total, note: None,
-    } | change
-    return train(settings=settings, **arguments)
-
-
-def same(a: Trained, b: Trained) -> bool:
-    pairs = zip(a.predictor.state_dict().values(), b.predictor.state_dict().values(), strict=True)
-    return all(torch.equal(x, y) for x, y in pairs) and a.metrics == b.metrics
 
 
 def test_it_learns_the_prompts_own_direction() -> None:
@@ -109,22 +47,9 @@ def test_a_residual_learns_it_too(kind: str) -> None:
     )
 
 
-class Opposite(Direction):
-    """A held-out reward that falls as the training reward rises."""
-
-    hash = "1"
-
-    def score(self, images: Tensor, prepared: dict[str, Tensor], prompts: list[str]) -> Tensor:
-        return -super().score(images, prepared, prompts)
-
-
 def test_it_stops_when_only_the_training_reward_rises() -> None:
     settings = SETTINGS.model_copy(update={"steps": 200, "patience": 3})
-    data, validation = prompt_set(64), prompt_set(16, 1)
-    for part in (data, validation):
-        for kept in (part.prepared, part.baseline):
-            kept["opposite"] = kept["direction"]  # type: ignore[index]
-    arguments = {"judges": [(Opposite("opposite"), 1.0)], "data": data, "validation": validation}
+    arguments = {"judges": [(Opposite("opposite"), 1.0)]}
     hacked = learn(settings, **arguments)
     last = max(row["step"] for row in hacked.metrics if row["phase"] == "pahi")
     assert hacked.stopped and last < 200 and hacked.best_step < settings.hpi_steps + last
@@ -198,11 +123,60 @@ def test_killed_at_any_step_it_resumes_to_the_bit(stop: int) -> None:
 def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run() -> None:
     with pytest.raises(PahiError, match="gave NaN or infinity"):
         learn(rewards=[(Broken("broken"), 1.0, 1.0)])
+    with pytest.raises(PahiError, match="every step gave NaN or infinity"):  # in too few to have stopped it before
+        learn(SETTINGS.model_copy(update={"steps": 3}), rewards=[(Broken("broken"), 1.0, 1.0)])
+
+
+class Torn(Identity):
+    """A generator that returns NaN for one picture of every ninth batch."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def denoise(self, z: Tensor, conditioning: Conditioning) -> Tensor:
+        self.calls += 1
+        torn = (torch.arange(len(z)) == 0) & (self.calls % 9 == 0)
+        return torch.where(torn.view(-1, 1, 1, 1), torch.nan, z)
+
+
+def test_a_generator_that_returns_nan_now_and_then_only_costs_those_steps() -> None:
+    settings = SETTINGS.model_copy(update={"validate_every": 1})
+    trained = learn(settings, generator=Torn())
+    assert 0 < trained.skipped_steps < 20
+    measured = [row["value"] for row in trained.metrics if row["name"] == "validation/direction"]
+    assert len(measured) == 65 and all(map(math.isfinite, measured)), "what is NaN is left out"
+    assert all(p.isfinite().all() for p in trained.predictor.parameters())
+    assert measured[-1] > 0.3
+
+
+def test_prompts_without_a_finite_baseline_are_left_out() -> None:
+    data = prompt_set(8)
+    data.baseline["direction"][3, 1] = torch.nan
+    trained = learn(data=data)
+    assert trained.skipped_steps == 0
+    data.baseline["direction"][:, 0] = torch.inf
+    with pytest.raises(UserError, match="no training prompt has a finite baseline"):
+        learn(data=data)
+
+
+def test_a_validation_that_is_never_finite_keeps_the_last_step() -> None:
+    validation = prompt_set(4, 1)
+    validation.baseline["direction"][:] = torch.nan
+    assert learn(validation=validation).best_step == SETTINGS.hpi_steps + SETTINGS.steps
+
+
+class Constant(Direction):
+    """The same score for every picture, though its unit was measured otherwise."""
+
+    def score(self, images: Tensor, prepared: dict[str, Tensor], prompts: list[str]) -> Tensor:
+        return 3.0 + 0 * images.flatten(1).sum(1)
 
 
 def test_a_gradient_that_is_lost_on_the_way_is_an_error() -> None:
     with pytest.raises(PahiError, match="gradient"):
         learn(generator=Blind())
+    with pytest.raises(PahiError, match="gradient"):
+        learn(rewards=[(Constant(), 1.0, 1.0)])
 
 
 def test_what_cannot_be_learned_is_one_line() -> None:
@@ -212,11 +186,80 @@ def test_what_cannot_be_learned_is_one_line() -> None:
         learn(rewards=[(Direction(), 1.0, 0.0)])
 
 
+def test_more_devices_than_prompts_a_step_is_one_line() -> None:
+    for sets in (["train.batch_size=2"], ["train.batch_size=5", "train.estimator=score"]):
+        with pytest.raises(UserError, match=r"train: devices is 3, and batch_size .* gives 2 to share"):
+            load_settings(overrides=["train.devices=3", *sets])
+
+
 def test_no_validation_prompts_keeps_the_last_step() -> None:
     trained = learn(validation=prompt_set(0))
     assert trained.best_step == SETTINGS.hpi_steps + SETTINGS.steps
     assert trained.predictor.mu.abs().max() > 0
+    assert set(trained.figures) == {"loss", "kl", "grad_norm", "reward/direction", "noise_norm"}
 
 
 def test_one_prompt_is_enough() -> None:
-    assert learn(data=prompt_set(1)).predictor.kind == "pahi"
+    trained = learn(data=prompt_set(1), validation=prompt_set(1, 1))
+    assert trained.predictor.kind == "pahi" and trained.skipped_steps == 0
+
+
+# --------------------------------------------------------------------------------------- problems whose answer is known
+
+
+@pytest.mark.parametrize("estimator", ["pathwise", "score"])
+def test_it_finds_the_optimum_of_a_linear_reward(estimator: str) -> None:
+    # r(x) = <a, x>, d numbers: the maximum of E[r] - beta KL/d is at mu = a d / beta and sigma = 1.
+    data = prompt_set(1)
+    data.prepared["direction"]["direction"] *= 0.5
+    beta, steps = 8.0, 300 if estimator == "pathwise" else 400
+    settings = Train(
+        predictor="hpi",
+        estimator=estimator,  # type: ignore[arg-type]
+        hpi_steps=steps,
+        batch_size=64 if estimator == "pathwise" else 256,
+        lr=0.02,
+        beta=beta,
+        clip=100.0,
+    )
+    trained = learn(settings, data=data, validation=prompt_set(0))
+    mu, log_sigma = trained.predictor.distribution(data.conditioning.pooled)  # type: ignore[operator]
+    expected = data.prepared["direction"]["direction"] * 64 / beta
+    close = 0.05 if estimator == "pathwise" else 0.2
+    assert expected.abs().max() > 5 * close
+    torch.testing.assert_close(mu.detach().flatten(1), expected, atol=close, rtol=0)
+    torch.testing.assert_close(log_sigma.detach(), torch.zeros_like(log_sigma), atol=close, rtol=0)
+
+
+def test_blind_to_the_prompt_it_equals_its_shuffled_self() -> None:
+    data, test = prompt_set(64), prompt_set(200, 2)
+    direction = data.prepared["direction"]["direction"][:1]
+    for part in (data, test):
+        part.prepared["direction"]["direction"] = direction.expand(len(part), -1)
+    settings = SETTINGS.model_copy(update={"beta": 16.0, "steps": 150})  # enough to arrive
+    predictor = learn(settings, data=data, validation=prompt_set(0)).predictor
+    eps = torch.randn(len(test), *SHAPE, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        own, other = (predictor(test.conditioning.pooled.roll(shift, 0), eps) for shift in (0, 1))
+        mu, _ = predictor.distribution(test.conditioning.pooled)  # type: ignore[operator]
+    gains = Direction().score(own - other, test.prepared["direction"], [])
+    interval = bootstrap(gains.numpy(), 1000)
+    assert interval["low"] <= 0 <= interval["high"]
+    shift = (mu.flatten(1) * direction).sum(1)
+    assert shift.mean() > 0.5 and shift.std() < 0.25 * shift.mean(), "it moves all prompts alike"
+
+
+@pytest.mark.parametrize("kind", ["scale", "hpi", "pahi", "residual", "refined"])
+def test_gradients_reach_every_parameter_from_the_second_step(kind: str) -> None:
+    # The last layer starts at zero, so that those below it get their first gradient on the second step.
+    kept: list[bytes] = []
+    settings = Train(
+        predictor=kind, hpi_steps=1 if kind == "pahi" else 3, steps=3, batch_size=8, hidden=8, save_every=1
+    )  # type: ignore[arg-type]
+    learn(settings, kept=kept)
+    got = torch.load(io.BytesIO(kept[-1]), weights_only=True)
+    names = [name for name, _ in NoisePredictor.create(kind, SHAPE, WIDTH, 8).named_parameters()]
+    unused = {"scale": ["mu"], "hpi": [name for name in names if name.startswith("head")]}.get(kind, [])
+    for i, name in enumerate(names):
+        moved = i in got["optimizer"]["state"] and bool(got["optimizer"]["state"][i]["exp_avg"].any())
+        assert moved == (name not in unused), name
