@@ -88,6 +88,13 @@ class Context:
             self._rewards[model.name] = load_reward(model, self.device, self.checkpoints.find)
         return self._rewards[model.name]
 
+    def release(self) -> None:
+        """Forgets the loaded models, so that other processes have their memory; asked for again, they are loaded."""
+        self.__dict__.pop("generator", None)
+        self._rewards.clear()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
     @property
     def reward_models(self) -> list[RewardModel]:
         """Every reward that scores, judges last."""

@@ -35,6 +35,7 @@ def start(ctx: Context, partitions: ingest.Chain) -> None:
     def heard(message: dict[str, Any]) -> None:
         ctx.progress(train.STAGE, message["done"], message["total"], message["note"])
 
+    ctx.release()
     together(__name__, count, variables, heard)
 
 

@@ -24,6 +24,7 @@ from pahi.training.validation import validate
 
 __all__ = ["PromptSet", "Trained", "train"]
 
+STATE_FORMAT = 2  # of the saved state; a state of another one is not gone on from
 TRAINING_SEEDS = 2**32  # above every seed that a person chooses, so that training never sees an evaluation's noise
 
 
@@ -85,16 +86,19 @@ def train(
     predictor.to(generator.device)
     average = {name: p.detach().clone() for name, p in predictor.named_parameters()}
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    # A picture's gradient is smaller than float16 can hold: scaled up before it goes through such networks, and back.
+    scaler = torch.amp.GradScaler(generator.device.type, enabled=generator.dtype == torch.float16)
     state: dict[str, Any] = {"phase": 0, "step": 0, "best": -math.inf, "best_step": 0, "skipped": 0}
     state |= {"metrics": [], "best_trained": 0.0, "hacked": 0, "stopped": False, "figures": {}}
     best = {name: p.clone() for name, p in average.items()}
     hpi = {name: p.clone() for name, p in average.items()}
     saved = load()
-    if saved is not None:
-        got = torch.load(io.BytesIO(saved), weights_only=True, map_location=generator.device)
+    got = {} if saved is None else torch.load(io.BytesIO(saved), weights_only=True, map_location=generator.device)
+    if got.get("format") == STATE_FORMAT:
         state, best, hpi, average = got["state"], got["best"], got["hpi"], got["average"]
         predictor.load_state_dict(got["predictor"])
         optimizer.load_state_dict(got["optimizer"])
+        scaler.load_state_dict(got["scaler"])
 
     baseline = {reward.name: data.baseline[reward.name].mean(1).to(generator.device) for reward, _, _ in rewards}
     total = sum(steps for _, steps in phases)
@@ -144,19 +148,20 @@ def train(
                 if not pathwise:
                     loss = loss - objective.score_function(uplifts, ensemble.weights, x_T, mu, log_sigma)
                 share = len(rows) / count  # of the step's mean
-                (share * loss).backward()
+                scaler.scale(share * loss).backward()
                 figures[1:] += share * torch.stack([mean.detach().float() for mean in means])
                 if x_T.grad is not None:
                     figures[0] += x_T.grad.abs().sum()
             group.sum([figures, *(p.grad for p in predictor.parameters() if p.grad is not None)])
             reward_gradient, value, kl, square, *ups = figures.tolist()
+            scaler.unscale_(optimizer)
             norm = float(nn.utils.clip_grad_norm_(predictor.parameters(), settings.clip))
             if math.isfinite(norm) and math.isfinite(value):
                 if pathwise and reward_gradient == 0.0:
                     raise PahiError(
                         "the rewards' gradient with respect to the noise is zero: some part runs without gradients"
                     )
-                optimizer.step()
+                scaler.step(optimizer)
                 decay = min(settings.ema, (1 + step) / (10 + step))
                 with torch.no_grad():
                     for name, p in predictor.named_parameters():
@@ -167,6 +172,7 @@ def train(
                     raise PahiError(
                         f"{state['skipped']} steps gave NaN or infinity; lower train.lr or raise the precision"
                     )
+            scaler.update()
 
             state["step"] = step + 1
             row = {"loss": value, "kl": kl, "grad_norm": norm}
@@ -203,7 +209,7 @@ def train(
                     state["best_step"], state["figures"] = done_before + state["step"], row
                 state["phase"], state["step"] = number + 1, 0
             if group.writes and (last or state["step"] % settings.save_every == 0):
-                save(_pack(state, predictor, optimizer, average, best, hpi))
+                save(_pack(state, predictor, optimizer, scaler, average, best, hpi))
             if last:
                 break
 
@@ -229,15 +235,18 @@ def _pack(
     state: dict[str, Any],
     predictor: NoisePredictor,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     average: dict[str, Tensor],
     best: dict[str, Tensor],
     hpi: dict[str, Tensor],
 ) -> bytes:
     sink = io.BytesIO()
     packed = {
+        "format": STATE_FORMAT,
         "state": state,
         "predictor": predictor.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
         "average": average,
         "best": best,
         "hpi": hpi,

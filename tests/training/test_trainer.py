@@ -120,6 +120,14 @@ def test_killed_at_any_step_it_resumes_to_the_bit(stop: int) -> None:
     assert same(learn(kept=kept), whole)
 
 
+def test_a_state_of_another_version_is_not_gone_on_from() -> None:
+    kept: list[bytes] = []
+    whole = learn(kept=kept)
+    old = io.BytesIO()
+    torch.save(torch.load(io.BytesIO(kept[3]), weights_only=True) | {"format": 1, "predictor": {}}, old)
+    assert same(learn(kept=[old.getvalue()]), whole)
+
+
 def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run() -> None:
     with pytest.raises(PahiError, match="gave NaN or infinity"):
         learn(rewards=[(Broken("broken"), 1.0, 1.0)])
@@ -202,6 +210,41 @@ def test_no_validation_prompts_keeps_the_last_step() -> None:
 def test_one_prompt_is_enough() -> None:
     trained = learn(data=prompt_set(1), validation=prompt_set(1, 1))
     assert trained.predictor.kind == "pahi" and trained.skipped_steps == 0
+
+
+class Half(Identity):
+    """Networks in float16, through which a gradient as small as a picture's passes as zero."""
+
+    dtype = torch.float16
+
+    def denoise(self, z: Tensor, conditioning: Conditioning) -> Tensor:
+        return z.half().float()
+
+
+def test_small_gradients_survive_float16() -> None:
+    # Without a KL the loss has no scale of its own, and Adam none either: the same is learned from a tiny reward.
+    settings = SETTINGS.model_copy(update={"beta": 0.0, "clip": 1e9})
+    trained = learn(settings, generator=Half(), rewards=[(Direction(scale=1e-6), 1.0, 1.0)])
+    assert trained.skipped_steps < 5
+    data = prompt_set(32, 2)
+    mu, _ = trained.predictor.distribution(data.conditioning.pooled)  # type: ignore[operator]
+    assert (mu.flatten(1) * data.prepared["direction"]["direction"]).sum(1).mean() > 0.5
+
+
+@pytest.mark.parametrize("stop", [2, 20])
+def test_while_the_scale_is_found_and_after_it_resumes_to_the_bit(stop: int) -> None:
+    settings = SETTINGS.model_copy(update={"save_every": 1})
+    large = {"generator": Half(), "rewards": [(Direction(scale=1e3), 1.0, 1.0)]}
+    whole, kept = learn(settings, **large), []  # type: ignore[var-annotated]
+    assert 2 < whole.skipped_steps < 10
+
+    def interrupt(done: int, total: int, note: str) -> None:
+        if done == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn(settings, kept=kept, progress=interrupt, **large)
+    assert same(learn(settings, kept=kept, **large), whole)
 
 
 # --------------------------------------------------------------------------------------- problems whose answer is known

@@ -88,7 +88,7 @@ def learn(settings: Train = SETTINGS, **change) -> Trained:
 
 def same(a: Trained, b: Trained) -> bool:
     pairs = zip(a.predictor.state_dict().values(), b.predictor.state_dict().values(), strict=True)
-    return all(torch.equal(x, y) for x, y in pairs) and a.metrics == b.metrics
+    return all(torch.equal(x, y) for x, y in pairs) and repr(a.metrics) == repr(b.metrics)  # NaN is not NaN
 
 
 def alone_or_together(
