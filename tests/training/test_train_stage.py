@@ -1,5 +1,6 @@
 """The train stage on the embedded world: on one device or two, its card, and inputs that teach nothing."""
 
+import io
 import shutil
 import uuid
 from importlib import resources
@@ -8,12 +9,15 @@ from pathlib import Path
 import fsspec
 import pyarrow.parquet as pq
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from pahi import NoisePredictor
 from pahi.errors import UserError
 from pahi.settings import Settings, load_settings
-from pahi.stages import run_stage
+from pahi.stages import cache, ingest, run_stage
+from pahi.stages.common import Context
+from pahi.training import trainer
 
 SMALL = [
     "cache.max_train_prompts=6",
@@ -73,6 +77,34 @@ def test_two_devices_train_as_one(alone: dict, cached: Path, prompts: Path, tmp_
     assert [(done, total) for _, done, total, _ in heard] == [(n, 4) for n in (1, 2, 3, 4)]
     assert not any(p.is_file() for p in (Path(two["url"]) / "_state").rglob("*"))
     assert run_stage("train", settings(root, prompts, "train.devices=2"))["skipped"]
+
+
+def test_gradients_reach_all_of_the_predictor_and_nothing_that_is_frozen(cached: Path, prompts: Path) -> None:
+    ctx = Context(settings(cached, prompts))
+    found = cache.locate(ctx, ingest.chain(ctx))
+    assert found is not None
+    data, validation = cache.prompt_sets(ctx, found, found.require())
+    reward = ctx.reward(ctx.settings.rewards.train[0])
+    pipe = ctx.generator.pipe  # type: ignore[attr-defined]
+    frozen = [*pipe.unet.parameters(), *pipe.vae.parameters(), *pipe.text_encoder.parameters()]
+    frozen += reward.towers.parameters()  # type: ignore[attr-defined]
+    before = [p.clone() for p in frozen]
+    kept: list[bytes] = []
+    trainer.train(
+        ctx.generator,
+        [(reward, 1.0, 1.0)],
+        [],
+        data,
+        validation,
+        ctx.settings.train.model_copy(update={"save_every": 1}),
+        load=lambda: None,
+        save=kept.append,
+        progress=lambda *_: None,
+    )
+    assert len(frozen) > 100 and all(p.grad is None and not p.requires_grad for p in frozen)
+    assert all(torch.equal(p, q) for p, q in zip(frozen, before, strict=True))
+    moments = torch.load(io.BytesIO(kept[-1]), weights_only=True)["optimizer"]["state"]
+    assert len(moments) == 8 and all(m["exp_avg"].any() and m["exp_avg"].isfinite().all() for m in moments.values())
 
 
 def test_the_predictor_has_its_card(alone: dict) -> None:
