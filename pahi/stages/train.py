@@ -119,6 +119,7 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
         "stopped_early": trained.stopped,
         "parameters": sum(p.numel() for p in trained.predictor.parameters()),
         "train_prompts": len(data),
+        "left_out_prompts": trained.left_out,
     }
     output.finish(
         version=VERSION, settings=settings, inputs=inputs, shards=["part-00000"], files=files, summary=summary

@@ -39,6 +39,7 @@ class Trained:
     skipped_steps: int = 0
     stopped: bool = False  # early, since held-out rewards no longer rose with the training rewards
     figures: dict[str, float] = field(default_factory=dict)  # of the best step: the metrics' names
+    left_out: int = 0  # training prompts whose baseline is not finite
 
 
 def train(
@@ -218,7 +219,7 @@ def train(
     final = _with(predictor, best, phases[-1][0])
     start = _with(predictor, hpi, "hpi") if phases[0][0] == "hpi" else None
     measures = state["best_step"], state["skipped"], state["stopped"], state["figures"]
-    return Trained(final, start, state["metrics"], *measures)
+    return Trained(final, start, state["metrics"], *measures, left_out=len(data) - len(usable))
 
 
 def _seed(seed: int, phase: str, step: int) -> int:

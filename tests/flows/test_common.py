@@ -46,3 +46,18 @@ def test_progress_reaches_the_listener_and_throttles_the_artifact(monkeypatch):
     assert len(heard) == 101
     assert made == [0.0]
     assert updated == [100.0, 100.0]  # the last step, and the end
+
+
+def test_the_artifact_says_what_remains(monkeypatch):
+    said, now = [], [0.0]
+    monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(common, "create_progress_artifact", lambda percent, **v: said.append(v["description"]) or 1)
+    monkeypatch.setattr(common, "update_progress_artifact", lambda _id, **v: said.append(v["description"]))
+    progress = common._Progress("demo")
+    progress("train", 1, 100, "pick_alpha +0.10")
+    now[0] = 20.0
+    progress("train", 11, 100, "pick_alpha +0.20")
+    assert said == [
+        "train of demo: 1 of 100, pick_alpha +0.10",
+        "train of demo: 11 of 100, 3 min left, pick_alpha +0.20",
+    ]

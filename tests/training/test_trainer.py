@@ -161,7 +161,7 @@ def test_prompts_without_a_finite_baseline_are_left_out() -> None:
     data = prompt_set(8)
     data.baseline["direction"][3, 1] = torch.nan
     trained = learn(data=data)
-    assert trained.skipped_steps == 0
+    assert trained.skipped_steps == 0 and trained.left_out == 1
     data.baseline["direction"][:, 0] = torch.inf
     with pytest.raises(UserError, match="no training prompt has a finite baseline"):
         learn(data=data)
