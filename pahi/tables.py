@@ -26,6 +26,9 @@ def arm_rows(result: dict[str, Any]) -> list[Row]:
             row[title] = interval(reward.get("uplift"))
             row[f"wins, {name}"] = percent((reward.get("win_rate") or {}).get("value"))
         row["diversity"] = number(arm.get("diversity"), 3)
+        row["features"] = number(arm.get("feature_diversity"), 3)
+        for name, figure in (arm.get("benchmarks") or {}).items():
+            row[name] = number(figure["value"], 3)
         row["ms/image"] = number(timings.get(arm["arm"]), 1)
         rows.append(row)
     return rows
