@@ -1,13 +1,14 @@
 """Uplift against diversity for every predictor: trains, evaluates, prints the tables and draws the plots.
 
     python benchmarks/frontier.py --root DIR [--seeds 0,1,2] [--predictors scale,hpi,pahi,residual,refined]
-                                  [--betas 0.3,1,3] [--set train.steps=500 ...] [--out DIR]
+                                  [--betas 0.3,1,3] [--set train.steps=500 ...] [--set conv:train.hidden=64 ...]
+                                  [--out DIR]
     python benchmarks/frontier.py --root DIR --hacking [--steps 3000]
 
 Everything goes through the stages and stays in the store at --root, so what was finished is found, and a command that
-was stopped goes on where it stood. Test prompts are opened by this alone: settle the settings first. HPI gets as many
-steps as the other predictors. Best of N (and --optimise) are drawn once, in the first evaluation: the same eps give the
-same pictures in all of them.
+was stopped goes on where it stood. Test prompts are opened by this alone: settle the settings first. All predictors get
+as many steps as PAHI and its HPI together. Best of N (and --optimise) are drawn once, in the first evaluation: the same
+eps give the same pictures in all of them.
 """
 
 import argparse
@@ -34,6 +35,8 @@ from pahi.settings import Settings, load_settings
 from pahi.stages import run_stage
 from pahi.tables import Row, markdown
 
+# The residuals are networks over the whole latent, of this width.
+OWN = {kind: ["train.hidden=16", "train.lr=0.002"] for kind in ("residual", "refined", "repelled")}
 KEPT = 0.9  # of the standard arm's diversity, where the best predictor is named
 
 
@@ -59,7 +62,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", required=True, help="the store: a folder or an fsspec URL")
     parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE")
+    parser.add_argument("--set", action="append", default=[], dest="sets", metavar="[PREDICTOR:]KEY=VALUE")
     parser.add_argument("--seeds", type=_list(int), default=[0, 1, 2], help="of training")
     parser.add_argument("--predictors", type=_list(str), default=["scale", "hpi", "pahi", "residual", "refined"])
     parser.add_argument("--betas", type=_list(float), default=[0.3, 1.0, 3.0])
@@ -104,14 +107,27 @@ def frontier(args: argparse.Namespace) -> None:
 
 
 def _settings(args: argparse.Namespace, predictor: str, beta: float, seed: int, baselines: bool) -> Settings:
-    sets = [*args.sets, f"train.predictor={predictor}", f"train.beta={beta}", f"train.seed={seed}"]
+    sets = [
+        *OWN.get(predictor, []),
+        *_meant_for(args.sets, predictor),
+        f"train.predictor={predictor}",
+        f"train.beta={beta}",
+        f"train.seed={seed}",
+    ]
     sets += [f"evaluate.best_of={args.best_of if baselines else []}"]
     sets += [f"evaluate.optimise={args.optimise if baselines else []}"]
     settings = load_settings(args.preset, overrides=sets, root=args.root)
-    if predictor == "hpi":
-        sets.append(f"train.hpi_steps={settings.train.hpi_steps + settings.train.steps}")
+    if predictor != "pahi":
+        steps = "train.hpi_steps" if predictor == "hpi" else "train.steps"
+        sets.append(f"{steps}={settings.train.hpi_steps + settings.train.steps}")
         settings = load_settings(args.preset, overrides=sets, root=args.root)
     return settings
+
+
+def _meant_for(sets: list[str], predictor: str) -> list[str]:
+    """`conv:train.hidden=64` is for conv alone, `train.hidden=64` for all."""
+    named = [(s.partition("=")[0].rpartition(":")[0], s) for s in sets]
+    return [s.removeprefix(f"{name}:") for name, s in named if name in ("", predictor)]
 
 
 def _evaluated(settings: Settings, note: str) -> tuple[Evaluation, list[str]]:
@@ -130,6 +146,9 @@ def _evaluated(settings: Settings, note: str) -> tuple[Evaluation, list[str]]:
 
 def hacking(args: argparse.Namespace) -> None:
     """The training reward driven as far as it goes, with nothing in its way, and the same with every guard."""
+    sets = [s for s in args.sets if s.startswith("train.predictor=")]
+    predictor = load_settings(args.preset, overrides=sets).train.predictor
+    args.sets = [*OWN.get(predictor, []), *_meant_for(args.sets, predictor)]
     base = load_settings(args.preset, overrides=args.sets, root=args.root)
     r = base.rewards.model_dump(mode="json")
     # The checkpoint that held-out rewards like best is a guard too: as judges, they choose nothing.

@@ -167,7 +167,9 @@ class Cache(Tree):
 class Train(Tree):
     """The noise, learned."""
 
-    predictor: Literal["scale", "hpi", "pahi", "residual", "refined"] = Field("pahi", description="What is learned.")
+    predictor: Literal[
+        "scale", "hpi", "pahi", "conv", "lowrank", "preserving", "mixture", "residual", "refined", "repelled"
+    ] = Field("pahi", description="What is learned.")
     estimator: Literal["pathwise", "score"] = Field(
         "pathwise", description="Gradients through generator and rewards, or from scores alone, where there are none."
     )

@@ -13,13 +13,18 @@ from pahi.settings import Settings
 SHUFFLED = "_shuffled"  # ends the name of the arm where a prompt-adaptive predictor reads another prompt
 BEST_OF, OPTIMISED = "best_of_", "optimised_"  # and the number of calls
 LEARNED = {
+    "repelled": ("Repelled", "Residual of the prompt and the noise, that keeps noises apart"),
     "refined": ("Refined", "Refined noise (residual of the prompt and the noise, at its length)"),
     "residual": ("Residual", "Residual of the prompt and the noise"),
+    "mixture": ("Mixture", "Several Gaussians a prompt"),
+    "preserving": ("Preserving", "PAHI that keeps the length of Gaussian noise"),
+    "lowrank": ("Low rank", "PAHI with a head of low rank"),
+    "conv": ("Conv", "PAHI with a convolutional head"),
     "pahi": ("PAHI", "PAHI (noise from the prompt)"),
     "hpi": ("HPI", "HPI (one noise for all prompts)"),
     "scale": ("Scale", "One scale for all noise"),
 }
-ADAPTIVE = ("refined", "residual", "pahi")
+ADAPTIVE = tuple(name for name in LEARNED if name not in ("hpi", "scale"))
 
 
 def main_arm(names: Iterable[str]) -> str | None:

@@ -160,6 +160,25 @@ def test_the_command_trains_measures_and_finds_it_again(tmp_path: Path, capsys: 
     assert "| off | pooled | pahi | 0 |" in table and "| on | 0 | pahi | 1 |" in table
 
 
+def test_a_setting_may_be_for_one_predictor() -> None:
+    words = [
+        "--root",
+        "unused",
+        "--set",
+        "train.steps=7",
+        "--set",
+        "conv:train.hidden=64",
+        "--set",
+        "residual:train.lr=1",
+    ]
+    args = command.parse(words)
+    s = {kind: command._settings(args, kind, 2.0, 5, baselines=False).train for kind in ("pahi", "conv", "residual")}
+    assert {kind: t.hidden for kind, t in s.items()} == {"pahi": 128, "conv": 64, "residual": 16}
+    assert s["residual"].lr == 1 and s["conv"].lr == s["pahi"].lr
+    assert {(t.beta, t.seed) for t in s.values()} == {(2.0, 5)}
+    assert s["conv"].steps == s["residual"].steps == s["pahi"].steps + s["pahi"].hpi_steps, "all have the same steps"
+
+
 def test_its_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert command.main(["--root", str(tmp_path), "--predictors", "scale,magic"]) == 2
     assert capsys.readouterr().err.startswith("error: setting train.predictor") and not list(tmp_path.iterdir())

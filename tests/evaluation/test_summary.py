@@ -14,6 +14,11 @@ from pahi.settings import load_settings
         ("pahi", ["hpi", "pahi", "pahi_shuffled"]),
         ("residual", ["residual", "residual_shuffled"]),
         ("refined", ["refined", "refined_shuffled"]),
+        ("repelled", ["repelled", "repelled_shuffled"]),
+        ("mixture", ["mixture", "mixture_shuffled"]),
+        ("preserving", ["preserving", "preserving_shuffled"]),
+        ("conv", ["conv", "conv_shuffled"]),
+        ("lowrank", ["lowrank", "lowrank_shuffled"]),
     ],
 )
 def test_the_arms_of_a_predictor(predictor: str, arms: list[str]) -> None:
