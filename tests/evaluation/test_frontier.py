@@ -110,7 +110,7 @@ def test_plots_are_whole_and_say_their_numbers(f: Frontier) -> None:
         numbers = [
             float(v) for e in root.iter() for k, v in e.attrib.items() if k in ("cx", "cy", "x", "y", "x1", "y1")
         ]
-        assert numbers and all(math.isfinite(v) and -20 <= v <= 800 for v in numbers)
+        assert numbers and all(math.isfinite(v) and -20 <= v <= 860 for v in numbers)
     assert "pahi 1: 0.60, +1.50" in frontier_svg(f, "pick_alpha")
     assert "best of 4: 2.00, +7.50" in compute_svg(f, "oracle", 0.9), "two doublings of the calls"
 
