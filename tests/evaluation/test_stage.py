@@ -103,7 +103,12 @@ def test_features_are_those_of_the_pictures_that_were_exported(done) -> None:
             i for i, r in enumerate(rows)
             if r["arm"] == "pahi" and texts[r["prompt_id"]] == text and r["seed"] == int(number) % 2
         )  # fmt: skip
-        assert np.allclose(features(encoder, pixels)[0], values[mine], atol=0.03)
+        assert np.allclose(features(encoder, pixels)[0], values[mine], atol=0.03), "less the rounding to 8 bits"
+        prepared = encoder.prepare([text])
+        cosine = float(encoder.score(pixels, prepared, [text]) / encoder.towers.logit_scale.exp())
+        assert cosine == pytest.approx(
+            float(features(encoder, pixels)[0] @ prepared["text_features"][0].numpy()), abs=1e-5
+        )
         checked += 1
     assert checked == 12
 

@@ -168,6 +168,23 @@ def test_noise_picks_every_mode_as_often_and_stays_gaussian() -> None:
     assert (mine.mean(0).abs().max()) < 0.25, "no number of the latent moves by more than chance and a hint"
 
 
+def test_modes_go_to_all_the_good_noise_there_is() -> None:
+    """Where x and -x are as good, one Gaussian has to choose; and the divergence does not hold the modes together."""
+    torch.manual_seed(0)
+    p, target = NoisePredictor.create("mixture", (1, 4, 4), 8, 8), torch.randn(1, 4, 4)
+    optimizer = torch.optim.Adam(p.parameters(), lr=0.03)
+    for _ in range(200):
+        x, divergence = p.draw(torch.randn(64, 8), torch.randn(64, 1, 4, 4))
+        reward = (x * target).flatten(1).sum(1).abs() / target.norm()
+        loss = (divergence - 0.3 * reward).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    mu, _ = p.distributions(torch.randn(1, 8))  # type: ignore[operator]
+    along = (mu[0] * target).flatten(1).sum(1) / target.norm()
+    assert along.min() < -1 and along.max() > 1 and abs(along.mean()) < 0.5 * along.abs().mean()
+
+
 @pytest.mark.parametrize(("mu", "s"), [(0.0, 1.0), (0.5, 1.0), (0.0, 0.6), (-0.3, 1.4), (1.0, 0.3)])
 def test_repelled_pays_the_kl_of_a_linear_map(mu: float, s: float) -> None:
     p = predictor("repelled")
