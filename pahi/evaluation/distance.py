@@ -16,7 +16,7 @@ import numpy as np
 from pahi.evaluation.statistics import Interval
 
 BANDWIDTH, SCALE = 10.0, 1000.0
-BLOCK = 1024  # rows of the kernel's matrix at once
+BLOCK = 256  # rows of the kernel's matrix at once
 
 
 def mmd(

@@ -33,7 +33,9 @@ class MixturePredictor(NoisePredictor):
         self.mu = nn.Parameter(torch.zeros(MODES, *self.latent_shape))
         self.log_sigma = nn.Parameter(torch.zeros(MODES, *self.latent_shape))
         self.read = nn.Sequential(nn.LayerNorm(self.pooled_width), nn.Linear(self.pooled_width, self.hidden))
-        self.mode = nn.Parameter(torch.randn(MODES, self.hidden))  # a prompt moves the modes apart from its first step on
+        self.mode = nn.Parameter(
+            torch.randn(MODES, self.hidden)
+        )  # a prompt moves the modes apart from its first step on
         self.last = nn.Linear(self.hidden, 2 * int(torch.Size(self.latent_shape).numel()))
         for p in self.last.parameters():
             nn.init.zeros_(p)

@@ -174,7 +174,8 @@ class Arms:
         pairs = [(i, seed) for i in range(len(rows)) for seed in range(evaluate.seeds)]
         scores: list[dict[str, Any]] = []
         evaluated: list[dict[str, Any]] = []
-        pictures: dict[str, list[np.ndarray]] = {}
+        after = str(main_arm(self.names))
+        shown: dict[str, Any] = {"standard": None, after: None}  # their first pictures; of the others only figures stay
         found: list[np.ndarray] = []
         for arm in self.names:
             norms, kls, images, seen = [], [], [], []
@@ -198,7 +199,9 @@ class Arms:
                         }
                         for (i, seed), value in zip(chunk, values.tolist(), strict=True)
                     ]
-            pictures[arm] = list(np.concatenate(images).reshape(len(rows), evaluate.seeds, *images[0].shape[1:]))
+            pictures = np.concatenate(images).reshape(len(rows), evaluate.seeds, *images[0].shape[1:])
+            if arm in shown:
+                shown[arm] = pictures[:, 0].copy()
             features = np.concatenate(seen).reshape(len(rows), evaluate.seeds, -1) if seen else None
             if features is not None:
                 found.append(features)
@@ -210,23 +213,22 @@ class Arms:
                     "kind": row["kind"],
                     "arm": arm,
                     "group": row["group"],
-                    "diversity": pixel_diversity(pictures[arm][i]),
+                    "diversity": pixel_diversity(pictures[i]),
                     "feature_diversity": None if features is None else feature_diversity(features[i]),
                     "noise_norm": float(norm[i]),
                     "kl": float(kl_rows[i]) if math.isfinite(kl_rows[i]) else None,
                 }
                 for i, row in enumerate(rows)
             ]
-            self._export(rows, arm, pictures[arm])
-        after = str(main_arm(self.names))
+            self._export(rows, arm, pictures)
         gallery = [
             {
                 "prompt_id": row["prompt_id"],
                 "prompt": row["text"],
                 "kind": row["kind"],
                 "seed": 0,
-                "before": {"bytes": encode(pictures["standard"][i][0]), "path": None},
-                "after": {"bytes": encode(pictures[after][i][0]), "path": None},
+                "before": {"bytes": encode(shown["standard"][i]), "path": None},
+                "after": {"bytes": encode(shown[after][i]), "path": None},
             }
             for i, row in enumerate(rows)
             if part[i] < evaluate.gallery
@@ -245,7 +247,7 @@ class Arms:
             tables["features"] = pa.table(columns, schema=schema)
         return tables
 
-    def _export(self, rows: list[dict[str, Any]], arm: str, pictures: list[np.ndarray]) -> None:
+    def _export(self, rows: list[dict[str, Any]], arm: str, pictures: np.ndarray) -> None:
         if self.exporter is None:
             return
         store, key = self.output.store, self.output.key
