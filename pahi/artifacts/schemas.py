@@ -186,6 +186,7 @@ EVALUATED = pa.schema(
         field("feature_diversity", pa.float32(), "mean distance between their features; null without a tower", True),
         field("noise_norm", pa.float32(), "norm of x_T over sqrt(d), mean over seeds"),
         field("kl", pa.float32(), "KL from the prior, nats a dimension; null for no Gaussian", nullable=True),
+        field("noise_correlation", pa.float32(), "correlation of x_T's neighbouring numbers, mean over seeds"),
     ]
 )  # fmt: skip
 

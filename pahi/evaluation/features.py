@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pahi.artifacts.fingerprint import content_hash
 from pahi.errors import UserError, first_line
+from pahi.prompts.location import shown
 from pahi.rewards import Reward
 from pahi.rewards.preprocess import Pixels
 from pahi.rewards.towers import Towers
@@ -40,33 +41,43 @@ def features(encoder: Encoder, images: Tensor) -> np.ndarray:
     return encoder.towers.image(encoder.pixels(images)).float().cpu().numpy()
 
 
-def reference_files(path: str) -> dict[str, bytes]:
-    """Every picture file below a folder or fsspec URL, by its path there. Raises UserError where there is none."""
-    try:
-        fs, root = fsspec.core.url_to_fs(path)
-        found = [name for name in sorted(fs.find(root)) if name.lower().endswith(PICTURES)]
-        files = {name.removeprefix(root).lstrip("/"): fs.cat_file(name) for name in found}
-    except Exception as error:  # every file system has its own
-        raise UserError(f"evaluate.reference: cannot read {path}: {first_line(error)}") from None
-    if len(files) < 2:
-        raise UserError(f"evaluate.reference: {path} holds {len(files)} pictures; a comparison needs two at least")
-    return files
+class Reference:
+    """Given pictures, below a folder or fsspec URL; read one at a time, however many there are."""
 
-
-def reference_hash(files: dict[str, bytes]) -> str:
-    """What the fingerprint sees of them."""
-    return content_hash({name: hashlib.sha256(body).hexdigest() for name, body in files.items()})
-
-
-def reference_features(encoder: Encoder, files: dict[str, bytes], device: torch.device) -> np.ndarray:
-    """(pictures, width). Raises UserError where one is no picture."""
-    rows = []
-    for name, body in files.items():
+    def __init__(self, path: str) -> None:
+        """Raises UserError where there are fewer than two."""
+        self.path = path
         try:
-            with Image.open(io.BytesIO(body)) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"evaluate.reference: {name} is no picture: {first_line(error)}") from None
-        tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(device).float() / 255
-        rows.append(features(encoder, tensor))
-    return np.concatenate(rows)
+            self.fs, root = fsspec.core.url_to_fs(path)
+            found = [name for name in sorted(self.fs.find(root)) if name.lower().endswith(PICTURES)]
+        except Exception as error:  # every file system has its own
+            raise UserError(f"evaluate.reference: cannot read {shown(path)}: {first_line(error)}") from None
+        self.files = {name.removeprefix(root).lstrip("/"): name for name in found}
+        if len(found) < 2:
+            raise UserError(
+                f"evaluate.reference: {shown(path)} holds {len(found)} pictures; a comparison needs two at least"
+            )
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.files)
+
+    def hash(self) -> str:
+        """What the fingerprint sees of them: names below the folder, and contents."""
+        return content_hash({name: hashlib.sha256(self._read(name)).hexdigest() for name in self.files})
+
+    def features(self, encoder: Encoder, device: torch.device) -> np.ndarray:
+        """(pictures, width). Raises UserError where one is no picture."""
+        rows = []
+        for name in self.files:
+            try:
+                with Image.open(io.BytesIO(self._read(name))) as image:
+                    pixels = np.array(image.convert("RGB"))
+            except (OSError, ValueError, Image.DecompressionBombError) as error:
+                raise UserError(f"evaluate.reference: {name} is no picture: {first_line(error)}") from None
+            tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device).float() / 255
+            rows.append(features(encoder, tensor))
+        return np.concatenate(rows)
+
+    def _read(self, name: str) -> bytes:
+        return self.fs.cat_file(self.files[name])

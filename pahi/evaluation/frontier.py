@@ -35,6 +35,7 @@ class Arm:
     feature_diversity: np.ndarray
     kl: float | None
     noise_norm: float
+    noise_correlation: float
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ def _arms(e: Evaluation, prompts: list[str], rewards: list[str]) -> list[Arm]:
                 feature_diversity=column(label, "feature_diversity"),
                 kl=float(np.nanmean(kl)) if np.isfinite(kl).any() else None,
                 noise_norm=float(np.nanmean(column(label, "noise_norm"))),
+                noise_correlation=float(np.nanmean(column(label, "noise_correlation"))),
             )
         )
     return arms
@@ -222,6 +224,7 @@ def _row(f: Frontier, name: str, beta: float | None, group: list[Arm]) -> Row:
     known = [arm.kl for arm in group if arm.kl is not None]
     row["KL"] = number(float(np.mean(known)) if known else None, 3)
     row["norm"] = number(float(np.mean([arm.noise_norm for arm in group])), 3)
+    row["correlation"] = number(float(np.mean([arm.noise_correlation for arm in group])), 3)
     return row
 
 

@@ -68,6 +68,17 @@ def feature_diversity(features: np.ndarray) -> float:
     return _mean_distance(features.astype(np.float64))
 
 
+def neighbour_correlation(x: np.ndarray) -> np.ndarray:
+    """Noise (batch, channels, h, w) -> correlation of numbers beside each other, (batch,): 0 in white noise.
+
+    Noise can have the right length and still hide a picture; a mean other than 0 counts as structure too.
+    """
+    across, down = x[..., 1:] * x[..., :-1], x[..., 1:, :] * x[..., :-1, :]
+    count = across[0].size + down[0].size
+    total = across.sum((1, 2, 3), dtype=np.float64) + down.sum((1, 2, 3), dtype=np.float64)
+    return total / max(count, 1) / np.square(x, dtype=np.float64).mean((1, 2, 3))
+
+
 def _mean_distance(rows: np.ndarray) -> float:
     distances = [np.linalg.norm(a - b) for i, a in enumerate(rows) for b in rows[i + 1 :]]
     return float(np.mean(distances)) if distances else 0.0

@@ -95,6 +95,7 @@ def summarise(
             "calls": calls(arm),
             "rewards": {},
             "noise_norm": _mean([row["noise_norm"] for row in mine]),
+            "noise_correlation": _mean([row["noise_correlation"] for row in mine]),
             "kl": _mean([row["kl"] for row in mine]),
         }
         for name, standard in plain.items():
@@ -157,10 +158,13 @@ def flags(arms: list[dict[str, Any]]) -> list[str]:
     held = [r["uplift"] for r in best["rewards"].values() if r["role"] != "train" and r["uplift"]]
     if trained and held and all(u["low"] > 0 for u in trained) and any(u["high"] < 0 for u in held):
         found.append("reward hacking: the training reward rose and a held-out one fell")
-    if best["diversity"] is not None and best["diversity"] < 0.7:
-        found.append(f"{label}'s pictures of one prompt differ only {best['diversity']:.2f} times as much as before")
+    for name, by in (("diversity", "in pixels"), ("feature_diversity", "in features")):
+        if best[name] is not None and best[name] < 0.7:
+            found.append(f"{label}'s pictures of one prompt differ only {best[name]:.2f} times as much as before, {by}")
     if not 0.9 < best["noise_norm"] < 1.1:
         found.append(f"{label}'s noise has {best['noise_norm']:.2f} times the norm of Gaussian noise")
+    if best["noise_correlation"] is not None and abs(best["noise_correlation"]) > 0.1:
+        found.append(f"{label}'s noise is not white: its neighbours correlate by {best['noise_correlation']:+.2f}")
     shuffled = by_name.get(best["arm"] + SHUFFLED)
     if shuffled:
         for name, reward in best["rewards"].items():

@@ -18,7 +18,7 @@ from pahi.evaluation import features as picture_features
 from pahi.evaluation.distance import cmmd
 from pahi.evaluation.export import Exporter, benchmarks, read_metadata
 from pahi.evaluation.optimise import optimise
-from pahi.evaluation.statistics import Interval, feature_diversity, pixel_diversity
+from pahi.evaluation.statistics import Interval, feature_diversity, neighbour_correlation, pixel_diversity
 from pahi.evaluation.summary import BEST_OF, OPTIMISED, SHUFFLED, arm_labels, calls, main_arm, summarise
 from pahi.generation.pictures import encode
 from pahi.generators import standard_noise
@@ -40,7 +40,7 @@ def place(ctx: Context, trained: Output, partitions: ingest.Chain) -> tuple[Outp
     inputs = ctx.model_hashes | {f"ingest/{i:05d}": h for i, h in enumerate(partitions.hashes)}
     inputs["train"] = trained.require().hash
     if reference:
-        inputs["reference"] = picture_features.reference_hash(picture_features.reference_files(reference))
+        inputs["reference"] = picture_features.Reference(reference).hash()
     if metadata:
         inputs["geneval_metadata"] = content_hash(read_metadata(metadata))
     return ctx.output(STAGE, VERSION, settings, inputs), settings, inputs
@@ -152,11 +152,10 @@ class Arms:
         sets = {name: (values[arm == name], list(prompt[arm == name])) for name in self.names}
         x, prompts = sets["standard"]
         found = {"cmmd": {name: cmmd(y, x, p, prompts) for name, (y, p) in sets.items() if name != "standard"}}
-        reference = self.ctx.settings.evaluate.reference
-        if reference:
-            files = picture_features.reference_files(reference)
-            y = picture_features.reference_features(self.encoder, files, self.ctx.device)
-            found["cmmd_reference"] = {name: cmmd(x, y, p, [f"/{f}" for f in files]) for name, (x, p) in sets.items()}
+        if self.ctx.settings.evaluate.reference:
+            given = picture_features.Reference(self.ctx.settings.evaluate.reference)
+            y, names = given.features(self.encoder, self.ctx.device), [f"/{name}" for name in given.names]
+            found["cmmd_reference"] = {name: cmmd(x, y, p, names) for name, (x, p) in sets.items()}
         return found
 
     def milliseconds(self) -> dict[str, float]:
@@ -178,7 +177,7 @@ class Arms:
         shown: dict[str, Any] = {"standard": None, after: None}  # their first pictures; of the others only figures stay
         found: list[np.ndarray] = []
         for arm in self.names:
-            norms, kls, images, seen = [], [], [], []
+            norms, correlations, kls, images, seen = [], [], [], [], []
             for start in range(0, len(pairs), evaluate.batch_size):
                 chunk = pairs[start : start + evaluate.batch_size]
                 index = torch.tensor([i for i, _ in chunk])
@@ -187,6 +186,7 @@ class Arms:
                 if self.encoder is not None:
                     seen.append(picture_features.features(self.encoder, drawn))
                 norms.append(x_T.flatten(1).square().mean(1).sqrt().cpu())
+                correlations.append(neighbour_correlation(x_T.float().cpu().numpy()))
                 kls.append(kl.cpu())
                 for name, values in got.items():
                     scores += [
@@ -206,6 +206,7 @@ class Arms:
             if features is not None:
                 found.append(features)
             norm = torch.cat(norms).view(len(rows), -1).mean(1)
+            correlation = np.concatenate(correlations).reshape(len(rows), -1).mean(1)
             kl_rows = torch.cat(kls).view(len(rows), -1).mean(1)
             evaluated += [
                 {
@@ -217,6 +218,7 @@ class Arms:
                     "feature_diversity": None if features is None else feature_diversity(features[i]),
                     "noise_norm": float(norm[i]),
                     "kl": float(kl_rows[i]) if math.isfinite(kl_rows[i]) else None,
+                    "noise_correlation": float(correlation[i]),
                 }
                 for i, row in enumerate(rows)
             ]

@@ -46,7 +46,13 @@ def made_up(predictor: str, beta: float, seed: int, gains: dict[str, float], div
             kept = diversity.get(arm, 1.0) * (1 + p % 3)
             row = {"prompt_id": f"p{p}", "kind": "any", "arm": arm, "group": f"scene{p // 2}", "diversity": kept}
             evaluated.append(
-                {**row, "feature_diversity": kept, "noise_norm": 1.0, "kl": 0.1 if arm != "best_of_4" else None}
+                {
+                    **row,
+                    "feature_diversity": kept,
+                    "noise_norm": 1.0,
+                    "noise_correlation": 0.0,
+                    "kl": 0.1 if arm != "best_of_4" else None,
+                }
             )
     units = {"pick_alpha": 2.0, "pick_beta": 0.5, "oracle": 3.0}
     tables = pa.Table.from_pylist(scores, schema=SCORES), pa.Table.from_pylist(evaluated, schema=EVALUATED)

@@ -142,3 +142,7 @@ def test_another_reference_is_another_evaluation_and_its_path_is_not(done, tmp_p
     other = s.model_copy(update={"evaluate": s.evaluate.model_copy(update={"reference": str(empty)})})
     with pytest.raises(UserError, match="holds 0 pictures"):
         run_stage("evaluate", other)
+    (empty / "a.png").write_bytes(b"no picture")
+    (empty / "b.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"a\.png is no picture"):
+        run_stage("evaluate", other)

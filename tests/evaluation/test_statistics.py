@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pahi.evaluation.distance import mmd
-from pahi.evaluation.statistics import bootstrap, feature_diversity, pixel_diversity
+from pahi.evaluation.statistics import bootstrap, feature_diversity, neighbour_correlation, pixel_diversity
 
 
 def expected_kernel(shift: float, width: int, s: float) -> float:
@@ -88,3 +88,19 @@ def test_diversity_is_a_mean_distance() -> None:
     assert pixel_diversity(images) == pytest.approx(20 / 3)  # 10, 0 and 10 apart
     assert feature_diversity(np.eye(4, dtype=np.float32)) == pytest.approx(np.sqrt(2))
     assert feature_diversity(np.ones((1, 4))) == 0
+
+
+def test_structure_inside_noise_is_seen_and_white_noise_has_none() -> None:
+    rng = np.random.default_rng(4)
+    white = rng.normal(size=(400, 4, 16, 16)).astype(np.float32)
+    assert abs(neighbour_correlation(white).mean()) < 4 * neighbour_correlation(white).std() / 20 < 0.01
+    # A moving average of two: its neighbours share one of two numbers along the rows, none between them.
+    smooth = (white[..., 1:] + white[..., :-1]) / np.sqrt(2)
+    pairs_across, pairs_down = 16 * 14, 15 * 15
+    expected = 0.5 * pairs_across / (pairs_across + pairs_down)
+    assert neighbour_correlation(smooth).mean() == pytest.approx(expected, abs=0.01)
+    board = np.indices((16, 16)).sum(0) % 2 * 2.0 - 1
+    assert neighbour_correlation(board[None, None]) == pytest.approx([-1])
+    # A mean of 0.5 beside noise of the length that makes 1 together.
+    assert neighbour_correlation(0.5 + np.sqrt(0.75) * white).mean() == pytest.approx(0.25, abs=0.01)
+    assert neighbour_correlation(white[:1, :, :1, :1]) == pytest.approx([0])
