@@ -20,7 +20,7 @@ import numpy as np
 
 from pahi.artifacts import Output
 from pahi.errors import UserError
-from pahi.evaluation.statistics import Interval, bootstrap
+from pahi.evaluation.statistics import Interval
 from pahi.prompts.cleaning import clean, prompt_id
 from pahi.prompts.location import open_content
 from pahi.settings import Evaluate
@@ -92,13 +92,18 @@ def read_metadata(path: str) -> list[dict[str, Any]]:
     return lines
 
 
+# What an evaluator found: (prompt, picture) -> task and score. The prompt is resampled, within its task.
+Found = dict[tuple[Any, Any], tuple[str, float]]
+
+
 def benchmarks(output: Output, seeds: int, resamples: int) -> dict[str, dict[str, Any]]:
     """What the evaluators wrote so far, by arm: name -> value and the 95% interval over prompts.
 
     `geneval` is the mean over its tasks, as its summary_scores.py reports it, with the tasks beside it; of
-    T2I-CompBench it is each evaluator's mean score. Raises UserError where a result cannot be read.
+    T2I-CompBench it is each evaluator's mean score. `uplift` is the paired difference to the standard arm, where that
+    was evaluated too. Raises UserError where a result cannot be read.
     """
-    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    found: dict[tuple[str, str], Found] = {}  # by arm and benchmark
     prefix = output.key(HOME)
     for key in output.store.list(prefix):
         kind, _, rest = key.removeprefix(f"{prefix}/").partition("/")
@@ -106,36 +111,52 @@ def benchmarks(output: Output, seeds: int, resamples: int) -> dict[str, dict[str
         annotation = ANNOTATION.match(name)
         try:
             if kind == GENEVAL and name == RESULTS:
-                found[arm][GENEVAL] = _geneval(output.store.read(key).decode(), resamples)
+                found[arm, GENEVAL] = _geneval(output.store.read(key).decode())
             elif kind == T2I and annotation:
-                figure = _t2i(json.loads(output.store.read(key)), seeds, resamples)
-                found[arm][f"{T2I} {annotation[1].replace('_', ' ')}"] = figure
+                answers = _t2i(json.loads(output.store.read(key)), seeds)
+                found[arm, f"{T2I} {annotation[1].replace('_', ' ')}"] = answers
         except (ValueError, KeyError, TypeError, IndexError, AttributeError):
             raise UserError(f"{output.store.url(key)}: not what {kind}'s evaluator writes; remove it") from None
-    return dict(found)
+    figures: dict[str, dict[str, Any]] = defaultdict(dict)
+    for (arm, name), scores in found.items():
+        figure: dict[str, Any] = {**_mean_of_tasks(scores, resamples), "images": len(scores), "uplift": None}
+        if name == GENEVAL:
+            figure["tasks"] = _tasks(scores)
+        standard = found.get(("standard", name), {})
+        pairs = {k: (task, score - standard[k][1]) for k, (task, score) in scores.items() if k in standard}
+        if arm != "standard" and pairs:
+            figure["uplift"] = _mean_of_tasks(pairs, resamples)
+        figures[arm][name] = figure
+    return dict(figures)
 
 
-def _geneval(text: str, resamples: int) -> dict[str, Any]:
+def _geneval(text: str) -> Found:
     rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    tasks: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        tasks.setdefault(row["tag"], {}).setdefault(row["metadata"], []).append(float(row["correct"]))
-    pictures = {tag: [right for many in prompts.values() for right in many] for tag, prompts in tasks.items()}
-    means = {tag: float(np.mean(many)) for tag, many in pictures.items()}
-    # Prompts are resampled within their tasks, since the score is a mean of the tasks' means.
+    return {(r["metadata"], re.split(r"[/\\]", r["filename"])[-1]): (r["tag"], float(r["correct"])) for r in rows}
+
+
+def _t2i(rows: list[dict[str, Any]], seeds: int) -> Found:
+    # Every evaluator numbers its answers as the pictures are numbered: `seeds` in a row are of one prompt.
+    numbers = [int(row["question_id"]) for row in rows]
+    return {(n // seeds, n): ("", float(row["answer"])) for n, row in zip(numbers, rows, strict=True)}
+
+
+def _tasks(found: Found) -> dict[str, float]:
+    scores: dict[str, list[float]] = defaultdict(list)
+    for task, score in found.values():
+        scores[task].append(score)
+    return {task: float(np.mean(many)) for task, many in scores.items()}
+
+
+def _mean_of_tasks(found: Found, resamples: int) -> Interval:
+    tasks: dict[str, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (prompt, _), (task, score) in found.items():
+        tasks[task][prompt].append(score)
     rng = np.random.default_rng(0)
     drawn = np.zeros(resamples)
     for prompts in tasks.values():
-        right, count = (np.array([f(many) for many in prompts.values()], dtype=float) for f in (sum, len))
-        index = rng.integers(len(right), size=(resamples, len(right)))
-        drawn += right[index].sum(1) / count[index].sum(1) / len(tasks)
+        total, count = (np.array([f(many) for many in prompts.values()], dtype=float) for f in (sum, len))
+        index = rng.integers(len(total), size=(resamples, len(total)))
+        drawn += total[index].sum(1) / count[index].sum(1) / len(tasks)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    value = float(np.mean(list(means.values())))
-    return {"value": value, "low": float(low), "high": float(high), "images": len(rows), "tasks": means}
-
-
-def _t2i(rows: list[dict[str, Any]], seeds: int, resamples: int) -> Interval:
-    # Every evaluator numbers its answers as the pictures are numbered: `seeds` in a row are of one prompt.
-    answers = np.array([float(row["answer"]) for row in rows])
-    figure = bootstrap(answers, resamples, groups=[int(row["question_id"]) // seeds for row in rows])
-    return figure | {"images": len(answers)}
+    return {"value": float(np.mean(list(_tasks(found).values()))), "low": float(low), "high": float(high)}

@@ -84,9 +84,21 @@ def test_genevals_evaluator_finds_every_picture_with_its_line(tmp_path: Path, me
     got = benchmarks(output, 3, 500)
     assert set(got) == {"pahi"}
     figure = got["pahi"]["geneval"]
+    assert figure["uplift"] is None
     assert figure["value"] == pytest.approx(theirs) == pytest.approx(2 / 3)
     assert figure["tasks"] == {"single_object": pytest.approx(1 / 3), "counting": 1.0}
     assert figure["low"] <= figure["value"] <= figure["high"] and figure["images"] == 6
+
+    # The standard arm's, of which half the pictures were judged: pairs are by prompt and seed.
+    other = Path(output.url) / "export/geneval/standard"
+    half = [{**r, "filename": r["filename"].replace("/pahi/", "/standard/"), "correct": False} for r in results[::2]]
+    pd.DataFrame(half).to_json(other / "results.jsonl", orient="records", lines=True)
+    both = benchmarks(output, 3, 500)
+    gains: dict[str, list[float]] = {}
+    for r in results[::2]:
+        gains.setdefault(r["tag"], []).append(float(r["correct"]))
+    assert both["pahi"]["geneval"]["uplift"]["value"] == pytest.approx(np.mean([np.mean(g) for g in gains.values()]))
+    assert both["standard"]["geneval"]["uplift"] is None and both["standard"]["geneval"]["value"] == 0
 
 
 def t2i_reads(folder: Path) -> list[tuple[str, str]]:

@@ -124,8 +124,14 @@ def test_other_evaluators_results_are_read_back(done) -> None:
     last = run_stage("evaluate", s)
     assert arm(last, "pahi")["benchmarks"]["t2i-compbench blip"]["value"] == pytest.approx(0.555)
     assert arm(last, "standard")["benchmarks"] == {}
-    row = next(r for r in arm_rows(last) if r["arm"] == "pahi")
-    assert row["t2i-compbench blip"] == "0.555"
+    rows = {row["arm"]: row for row in arm_rows(last)}
+    assert rows["pahi"]["t2i-compbench blip"] == "0.555" and rows["standard"]["t2i-compbench blip"] == "-"
+    assert len({tuple(row) for row in rows.values()}) == 1, "a table has the same columns in every row"
+    beside = Path(again["url"]) / "export/t2i-compbench/standard/annotation_blip"
+    beside.mkdir()
+    (beside / "vqa_result.json").write_text(json.dumps([{**a, "answer": "0.5"} for a in answers]))
+    rows = {row["arm"]: row for row in arm_rows(run_stage("evaluate", s))}
+    assert rows["pahi"]["t2i-compbench blip"].startswith("0.555 (+0.06 [") and rows["standard"]["ms/image"] != "-"
 
 
 def test_another_reference_is_another_evaluation_and_its_path_is_not(done, tmp_path: Path) -> None:
