@@ -164,8 +164,10 @@ def changed(data: dict[str, Any], path: tuple[str | int, ...], field: Any) -> Se
         holder = holder[part]
     old = holder[path[-1]]
     literals = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
+    inner = [a for a in typing.get_args(field.annotation) if typing.get_origin(a) is typing.Literal]
+    literals = (*literals, *([word] for choice in inner for word in typing.get_args(choice)))
     numbers = [old + 1, old / 2] if isinstance(old, int | float) else []
-    others = ["x", [2, 3], ["t2i-compbench"], {"pick_alpha": 0.5}, {"id": "x"}, {"vae": {"id": "x"}}]
+    others = ["x", [2, 3], {"pick_alpha": 0.5}, {"id": "x"}, {"vae": {"id": "x"}}]
     for candidate in [*literals, *numbers, 3, 500, 0.25, f"{old}x", *others]:
         if candidate == old:
             continue
