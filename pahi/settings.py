@@ -167,7 +167,9 @@ class Cache(Tree):
 class Train(Tree):
     """The noise, learned."""
 
-    predictor: Literal["scale", "hpi", "pahi", "residual", "refined"] = Field("pahi", description="What is learned.")
+    predictor: Literal[
+        "scale", "hpi", "pahi", "conv", "lowrank", "preserving", "mixture", "residual", "refined", "repelled"
+    ] = Field("pahi", description="What is learned.")
     estimator: Literal["pathwise", "score"] = Field(
         "pathwise", description="Gradients through generator and rewards, or from scores alone, where there are none."
     )
@@ -244,13 +246,36 @@ class Evaluate(Tree):
     shard_rows: int = Field(64, ge=1, description="Prompts a shard.")
     batch_size: int = Field(32, ge=1, description="Pictures at once.")
     gallery: int = Field(60, ge=0, description="Pairs of pictures kept for the report.")
+    reference: str = Field(
+        "", description="Folder of pictures, any fsspec URL, that every arm's are compared with as a whole (CMMD)."
+    )
+    export: list[Literal["geneval", "t2i-compbench"]] = Field(
+        default_factory=list, description="Benchmarks in whose folder layouts every arm's pictures are written too."
+    )
+    geneval_metadata: str = Field(
+        "", description="GenEval's evaluation_metadata.jsonl, any fsspec URL, for evaluate.export=[geneval]."
+    )
 
-    @field_validator("best_of", "optimise")
+    @field_validator("best_of")
     @classmethod
-    def _at_least_two(cls, value: list[int]) -> list[int]:
+    def _a_choice(cls, value: list[int]) -> list[int]:
         if any(n < 2 for n in value):
             raise ValueError("best of fewer than 2 is no choice")
         return sorted(set(value))
+
+    @field_validator("optimise")
+    @classmethod
+    def _a_step(cls, value: list[int]) -> list[int]:
+        # The first step's point is the noise as it was drawn: one alone changes nothing.
+        if any(n < 2 for n in value):
+            raise ValueError("fewer than 2 steps leave the noise as it is")
+        return sorted(set(value))
+
+    @model_validator(mode="after")
+    def _exported(self) -> "Evaluate":
+        if "geneval" in self.export and not self.geneval_metadata:
+            raise ValueError("export to geneval needs evaluate.geneval_metadata, GenEval's evaluation_metadata.jsonl")
+        return self
 
 
 class Generate(Tree):

@@ -15,6 +15,8 @@ def arm_rows(result: dict[str, Any]) -> list[Row]:
     """
     timings = result.get("timings") or {}
     rows = []
+    # What other evaluators found, of any arm: every row has the same columns.
+    benchmarks = dict.fromkeys(n for arm in result["summary"]["arms"] for n in arm.get("benchmarks") or {})
     for arm in result["summary"]["arms"]:
         row: Row = {"arm": arm["arm"].replace("_", " ")}
         # What trained first, then what judges it: manifests sort by name.
@@ -26,6 +28,12 @@ def arm_rows(result: dict[str, Any]) -> list[Row]:
             row[title] = interval(reward.get("uplift"))
             row[f"wins, {name}"] = percent((reward.get("win_rate") or {}).get("value"))
         row["diversity"] = number(arm.get("diversity"), 3)
+        row["features"] = number(arm.get("feature_diversity"), 3)
+        for name in benchmarks:
+            figure = (arm.get("benchmarks") or {}).get(name) or {"value": None, "uplift": None}
+            row[name] = number(figure["value"], 3)
+            if figure["uplift"]:
+                row[name] += f" ({interval(figure['uplift'])})"
         row["ms/image"] = number(timings.get(arm["arm"]), 1)
         rows.append(row)
     return rows

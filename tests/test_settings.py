@@ -77,7 +77,9 @@ def test_preset_then_file_then_overrides(tmp_path: Path) -> None:
         ("rewards.train.0.weight=2", ["'train'"]),
         ("generator.dtype=float8", ["generator.dtype", "bfloat16"]),
         ("name=Not A Name", ["name"]),
-        ("evaluate.best_of=[1]", ["best of fewer than 2"]),
+        ("evaluate.best_of=[1]", ["evaluate.best_of", "best of fewer than 2"]),
+        ("evaluate.optimise=[1]", ["evaluate.optimise", "fewer than 2 steps"]),
+        ("evaluate.export=[geneva]", ["evaluate.export", "t2i-compbench"]),
         ("train.steps", ["key=value"]),
         ("=5", ["key=value"]),
         ("ingest.sources=[]", ["ingest.sources"]),
@@ -162,6 +164,8 @@ def changed(data: dict[str, Any], path: tuple[str | int, ...], field: Any) -> Se
         holder = holder[part]
     old = holder[path[-1]]
     literals = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
+    inner = [a for a in typing.get_args(field.annotation) if typing.get_origin(a) is typing.Literal]
+    literals = (*literals, *([word] for choice in inner for word in typing.get_args(choice)))
     numbers = [old + 1, old / 2] if isinstance(old, int | float) else []
     others = ["x", [2, 3], {"pick_alpha": 0.5}, {"id": "x"}, {"vae": {"id": "x"}}]
     for candidate in [*literals, *numbers, 3, 500, 0.25, f"{old}x", *others]:

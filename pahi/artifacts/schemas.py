@@ -181,11 +181,27 @@ EVALUATED = pa.schema(
         field("prompt_id", pa.string(), "the prompt"),
         field("kind", pa.string(), "the source's own category of the prompt", nullable=True),
         field("arm", pa.string(), "how the noise was made"),
+        field("group", pa.string(), "what the prompt shares with others, such as its scene"),
         field("diversity", pa.float32(), "mean root-mean-square pixel distance between pictures of different seeds"),
+        field("feature_diversity", pa.float32(), "mean distance between their features; null without a tower", True),
         field("noise_norm", pa.float32(), "norm of x_T over sqrt(d), mean over seeds"),
         field("kl", pa.float32(), "KL from the prior, nats a dimension; null for no Gaussian", nullable=True),
+        field("noise_correlation", pa.float32(), "correlation of x_T's neighbouring numbers, mean over seeds"),
     ]
 )  # fmt: skip
+
+
+def features_schema(width: int) -> pa.Schema:
+    """Features of every picture of an evaluation."""
+    return pa.schema(
+        [
+            field("prompt_id", pa.string(), "the prompt"),
+            field("seed", pa.int64(), "the seed of its noise, together with the prompt_id"),
+            field("arm", pa.string(), "how the noise was made"),
+            tensor_field("features", (width,), "a reward's picture tower, unit length"),
+        ]
+    )
+
 
 GALLERY = pa.schema(
     [

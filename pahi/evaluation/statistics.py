@@ -1,22 +1,42 @@
-"""Means, paired uplifts and win rates, with bootstrap intervals over prompts."""
+"""Means, paired uplifts and win rates, with bootstrap intervals over scenes."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 Interval = dict[str, float]
+BLOCK = 1_000_000  # resampled numbers held at once
 
 
-def bootstrap(per_prompt: np.ndarray, resamples: int, seed: int = 0) -> Interval:
-    """Mean over prompts (n,) with its 95% percentile interval.
+def bootstrap(
+    per_prompt: np.ndarray,
+    resamples: int,
+    groups: Sequence[Any] | None = None,
+    over: np.ndarray | None = None,
+    seed: int = 0,
+) -> Interval:
+    """Mean over prompts (n,) with its 95% percentile interval; with `over` (n,), the quotient of both means.
 
-    Prompts are resampled, never pictures; NaNs are left out.
+    What is resampled are groups of prompts (a scene's wordings are no independent evidence), each prompt its own where
+    none are given; pictures never are. Prompts with a NaN are left out.
     """
-    values = per_prompt[np.isfinite(per_prompt)]
-    if len(values) == 0:
+    below = np.ones(len(per_prompt)) if over is None else over
+    usable = np.isfinite(per_prompt) & np.isfinite(below)
+    names = np.arange(len(per_prompt)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    _, where = np.unique(names[usable], return_inverse=True)
+    if not len(where):
         return {"value": float("nan"), "low": float("nan"), "high": float("nan")}
+    top = np.bincount(where, per_prompt[usable])  # sums, so that a large group counts as its prompts do
+    bottom = np.bincount(where, below[usable])
     rng = np.random.default_rng(seed)
-    means = np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)])
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {"value": float(values.mean()), "low": float(low), "high": float(high)}
+    means: list[np.ndarray] = []
+    rows = max(1, BLOCK // len(top))
+    for start in range(0, resamples, rows):
+        picked = rng.integers(len(top), size=(min(rows, resamples - start), len(top)))
+        means.append(top[picked].sum(1) / bottom[picked].sum(1))
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return {"value": float(top.sum() / bottom.sum()), "low": float(low), "high": float(high)}
 
 
 def paired_uplift(arm: np.ndarray, standard: np.ndarray, unit: float) -> np.ndarray:
@@ -40,5 +60,25 @@ def pooled_within_prompt_std(scores: np.ndarray) -> float:
 def pixel_diversity(images: np.ndarray) -> float:
     """(seeds, ...) pictures of one prompt -> mean root-mean-square distance between pairs of them."""
     flat = images.reshape(len(images), -1).astype(np.float64)
-    distances = [np.sqrt(((a - b) ** 2).mean()) for i, a in enumerate(flat) for b in flat[i + 1 :]]
+    return _mean_distance(flat) / np.sqrt(flat.shape[1])
+
+
+def feature_diversity(features: np.ndarray) -> float:
+    """(seeds, width) features of one prompt's pictures -> mean Euclidean distance between pairs of them."""
+    return _mean_distance(features.astype(np.float64))
+
+
+def neighbour_correlation(x: np.ndarray) -> np.ndarray:
+    """Noise (batch, channels, h, w) -> correlation of numbers beside each other, (batch,): 0 in white noise.
+
+    Noise can have the right length and still hide a picture; a mean other than 0 counts as structure too.
+    """
+    across, down = x[..., 1:] * x[..., :-1], x[..., 1:, :] * x[..., :-1, :]
+    count = across[0].size + down[0].size
+    total = across.sum((1, 2, 3), dtype=np.float64) + down.sum((1, 2, 3), dtype=np.float64)
+    return total / max(count, 1) / np.square(x, dtype=np.float64).mean((1, 2, 3))
+
+
+def _mean_distance(rows: np.ndarray) -> float:
+    distances = [np.linalg.norm(a - b) for i, a in enumerate(rows) for b in rows[i + 1 :]]
     return float(np.mean(distances)) if distances else 0.0

@@ -7,19 +7,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pahi.evaluation.statistics import bootstrap, paired_uplift, win_rate
+from pahi.evaluation.statistics import Interval, bootstrap, paired_uplift, win_rate
 from pahi.settings import Settings
 
 SHUFFLED = "_shuffled"  # ends the name of the arm where a prompt-adaptive predictor reads another prompt
 BEST_OF, OPTIMISED = "best_of_", "optimised_"  # and the number of calls
 LEARNED = {
+    "repelled": ("Repelled", "Residual of the prompt and the noise, that keeps noises apart"),
     "refined": ("Refined", "Refined noise (residual of the prompt and the noise, at its length)"),
     "residual": ("Residual", "Residual of the prompt and the noise"),
+    "mixture": ("Mixture", "Several Gaussians a prompt"),
+    "preserving": ("Preserving", "PAHI that keeps the length of Gaussian noise"),
+    "lowrank": ("Low rank", "PAHI with a head of low rank"),
+    "conv": ("Conv", "PAHI with a convolutional head"),
     "pahi": ("PAHI", "PAHI (noise from the prompt)"),
     "hpi": ("HPI", "HPI (one noise for all prompts)"),
     "scale": ("Scale", "One scale for all noise"),
 }
-ADAPTIVE = ("refined", "residual", "pahi")
+ADAPTIVE = tuple(name for name in LEARNED if name not in ("hpi", "scale"))
 
 
 def main_arm(names: Iterable[str]) -> str | None:
@@ -45,13 +50,22 @@ def calls(arm: str) -> int:
 
 
 def summarise(
-    settings: Settings, units: dict[str, float | None], scores: pa.Table, evaluated: pa.Table
+    settings: Settings,
+    units: dict[str, float | None],
+    scores: pa.Table,
+    evaluated: pa.Table,
+    distances: dict[str, dict[str, Interval]] | None = None,
 ) -> dict[str, Any]:
-    """Means, uplifts and win rates with intervals by arm, uplift by kind, and warnings; JSON without NaN."""
+    """Means, uplifts and win rates with intervals by arm, uplift by kind, and warnings; JSON without NaN.
+
+    Intervals are by bootstrap over scenes. `distances` are the arms' CMMD, by what they are measured from.
+    """
     resamples, seeds = settings.evaluate.bootstrap, settings.evaluate.seeds
-    rows = evaluated.select(["prompt_id", "kind", "arm", "diversity", "noise_norm", "kl"]).to_pylist()
+    rows = evaluated.to_pylist()
     prompts = list(dict.fromkeys(row["prompt_id"] for row in rows))
     kinds = {row["prompt_id"]: row["kind"] or "other" for row in rows}
+    scenes_by_prompt = {row["prompt_id"]: row["group"] for row in rows}
+    scenes = np.array([scenes_by_prompt[prompt] for prompt in prompts])
     position = {prompt: i for i, prompt in enumerate(prompts)}
     r = settings.rewards
     roles = {
@@ -63,13 +77,16 @@ def summarise(
         cells = grid.setdefault((row["arm"], row["reward"]), np.full((len(prompts), seeds), np.nan))
         cells[position[row["prompt_id"]], row["seed"]] = np.nan if row["score"] is None else row["score"]
 
-    def interval(values: np.ndarray) -> dict[str, float] | None:
-        got = bootstrap(values, resamples)
-        return None if math.isnan(got["value"]) else got
+    def interval(values: np.ndarray, groups: np.ndarray, over: np.ndarray | None = None) -> Interval | None:
+        return _known(bootstrap(values, resamples, list(groups), over))
+
+    def column(arm: str, name: str) -> np.ndarray:
+        found = {row["prompt_id"]: row[name] for row in rows if row["arm"] == arm}
+        return np.array([math.nan if found.get(p) is None else found[p] for p in prompts], dtype=float)
 
     arms: list[dict[str, Any]] = []
     by_kind: dict[str, dict[str, dict[str, float | None]]] = {}
-    plain = _mean([row["diversity"] for row in rows if row["arm"] == "standard"])
+    plain = {name: column("standard", name) for name in ("diversity", "feature_diversity")}
     for arm, label in arm_labels(settings).items():
         mine = [row for row in rows if row["arm"] == arm]
         entry: dict[str, Any] = {
@@ -78,33 +95,40 @@ def summarise(
             "calls": calls(arm),
             "rewards": {},
             "noise_norm": _mean([row["noise_norm"] for row in mine]),
+            "noise_correlation": _mean([row["noise_correlation"] for row in mine]),
             "kl": _mean([row["kl"] for row in mine]),
         }
-        diversity = _mean([row["diversity"] for row in mine])
-        entry["diversity"] = diversity / plain if diversity is not None and plain else None
+        for name, standard in plain.items():
+            # A prompt whose pictures are all alike has no diversity to lose, and counts as such.
+            found = interval(column(arm, name), scenes, standard) if np.nansum(standard) > 0 else None
+            entry[name] = found["value"] if found else None
+            entry[f"{name}_interval"] = found
+        for name, by_arm in (distances or {}).items():
+            entry[name] = _known(by_arm[arm]) if arm in by_arm else None
         for name, role in roles.items():
-            got, standard = grid[arm, name], grid["standard", name]
+            got, before = grid[arm, name], grid["standard", name]
             # A judge's units are its own: an uplift of 0.1 in accuracy is ten more right in a hundred.
             unit = 1.0 if role == "judge" else units.get(name)
-            usable = np.isfinite(got).all(axis=1) & np.isfinite(standard).all(axis=1)
+            usable = np.isfinite(got).all(axis=1) & np.isfinite(before).all(axis=1)
             reward: dict[str, Any] = {"role": role, "mean": None, "accuracy": None, "uplift": None, "win_rate": None}
             if usable.any():
                 reward["mean"] = float(got[usable].mean())
                 if role == "judge":
-                    reward["accuracy"] = interval(got[usable].mean(axis=1))
+                    reward["accuracy"] = interval(got[usable].mean(axis=1), scenes[usable])
                 if arm != "standard" and unit:
-                    reward["uplift"] = interval(paired_uplift(got[usable], standard[usable], unit))
-                    reward["win_rate"] = interval(win_rate(got[usable], standard[usable]))
+                    reward["uplift"] = interval(paired_uplift(got[usable], before[usable], unit), scenes[usable])
+                    reward["win_rate"] = interval(win_rate(got[usable], before[usable]), scenes[usable])
             entry["rewards"][name] = reward
             for kind in sorted(set(kinds.values())):
                 here = usable & np.array([kinds[prompt] == kind for prompt in prompts])
                 value = None
                 if here.any() and unit:
-                    value = float(got[here].mean() if role == "judge" else ((got - standard)[here] / unit).mean())
+                    value = float(got[here].mean() if role == "judge" else ((got - before)[here] / unit).mean())
                 by_kind.setdefault(kind, {}).setdefault(arm, {})[name] = value
         arms.append(entry)
     return {
         "prompts": len(prompts),
+        "scenes": len(set(scenes_by_prompt.values())),
         "seeds": seeds,
         "train_reward": settings.rewards.train[0].name,
         "units": units,
@@ -134,10 +158,13 @@ def flags(arms: list[dict[str, Any]]) -> list[str]:
     held = [r["uplift"] for r in best["rewards"].values() if r["role"] != "train" and r["uplift"]]
     if trained and held and all(u["low"] > 0 for u in trained) and any(u["high"] < 0 for u in held):
         found.append("reward hacking: the training reward rose and a held-out one fell")
-    if best["diversity"] is not None and best["diversity"] < 0.7:
-        found.append(f"{label}'s pictures of one prompt differ only {best['diversity']:.2f} times as much as before")
+    for name, by in (("diversity", "in pixels"), ("feature_diversity", "in features")):
+        if best[name] is not None and best[name] < 0.7:
+            found.append(f"{label}'s pictures of one prompt differ only {best[name]:.2f} times as much as before, {by}")
     if not 0.9 < best["noise_norm"] < 1.1:
         found.append(f"{label}'s noise has {best['noise_norm']:.2f} times the norm of Gaussian noise")
+    if best["noise_correlation"] is not None and abs(best["noise_correlation"]) > 0.1:
+        found.append(f"{label}'s noise is not white: its neighbours correlate by {best['noise_correlation']:+.2f}")
     shuffled = by_name.get(best["arm"] + SHUFFLED)
     if shuffled:
         for name, reward in best["rewards"].items():
@@ -145,6 +172,11 @@ def flags(arms: list[dict[str, Any]]) -> list[str]:
             if reward["role"] == "train" and reward["uplift"] and other and other["value"] >= reward["uplift"]["value"]:
                 found.append(f"{label} ignores the prompt: shuffled prompts do as well in {name}")
     return found
+
+
+def _known(figure: Interval) -> Interval | None:
+    """An interval as JSON can hold it; None where nothing was measured."""
+    return figure if all(math.isfinite(v) for v in figure.values()) else None
 
 
 def _mean(values: list[float | None]) -> float | None:

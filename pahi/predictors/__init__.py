@@ -2,6 +2,17 @@
 
 from pahi.predictors.base import NoisePredictor
 from pahi.predictors.gaussian import GaussianPredictor
+from pahi.predictors.heads import ConvPredictor, LowRankPredictor
+from pahi.predictors.mixture import MixturePredictor
+from pahi.predictors.preserving import PreservingPredictor
 from pahi.predictors.residual import ResidualPredictor
 
-__all__ = ["GaussianPredictor", "NoisePredictor", "ResidualPredictor"]
+__all__ = [
+    "ConvPredictor",
+    "GaussianPredictor",
+    "LowRankPredictor",
+    "MixturePredictor",
+    "NoisePredictor",
+    "PreservingPredictor",
+    "ResidualPredictor",
+]

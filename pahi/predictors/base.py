@@ -1,6 +1,7 @@
 """What every predictor of starting noise has in common: a kind, a generator that it fits, and a place on disk."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,10 +45,10 @@ class NoisePredictor(nn.Module, ModelHubMixin):
     @staticmethod
     def create(kind: str, *args: Any, **kwargs: Any) -> "NoisePredictor":
         """A new predictor of a kind, which is the standard Gaussian until it is trained."""
-        for cls in NoisePredictor.__subclasses__():
+        for cls in _families(NoisePredictor):
             if kind in cls.KINDS:
                 return cls(kind, *args, **kwargs)
-        known = ", ".join(kind for cls in NoisePredictor.__subclasses__() for kind in cls.KINDS)
+        known = ", ".join(kind for cls in _families(NoisePredictor) for kind in cls.KINDS)
         raise UserError(f"there is no predictor of kind {kind!r}; there are {known}")
 
     @property
@@ -139,3 +140,9 @@ class NoisePredictor(nn.Module, ModelHubMixin):
         except (OSError, HfHubHTTPError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
             raise UserError(f"no predictor at {model_id!r}: {str(error).splitlines()[0]}") from None
         return predictor.eval()
+
+
+def _families(cls: type[NoisePredictor]) -> Iterator[type[NoisePredictor]]:
+    for family in cls.__subclasses__():
+        yield family
+        yield from _families(family)

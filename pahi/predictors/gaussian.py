@@ -8,7 +8,7 @@
 Kim, Wang, Qiu 2024, "Model-Agnostic Human Preference Inversion in Diffusion Models". log sigma is clamped to [-2, 1].
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,30 +23,36 @@ def kl_per_dimension(mu: Tensor, log_sigma: Tensor) -> Tensor:
     return ((mu.square() + (2 * log_sigma).exp() - 1) / 2 - log_sigma).flatten(1).mean(1)
 
 
-class GaussianPredictor(NoisePredictor):
-    """Standard, scale, HPI and PAHI; the divergence is the Gaussians' KL."""
+def dense_head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """A two-layer MLP whose last layer starts at zero."""
+    last = nn.Linear(hidden, outputs)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, hidden), nn.GELU(), last)
 
-    KINDS = ("standard", "scale", "hpi", "pahi")
+
+class GaussianPredictor(NoisePredictor):
+    """Standard, scale, HPI and PAHI, and what other files make of the last; the divergence is the Gaussians' KL."""
+
+    KINDS: ClassVar[tuple[str, ...]] = ("standard", "scale", "hpi", "pahi")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         base = (1, 1, 1) if self.kind == "scale" else self.latent_shape
         self.mu = nn.Parameter(torch.zeros(base), requires_grad=self.kind != "scale")
         self.log_sigma = nn.Parameter(torch.zeros(base))
-        if self.kind == "scale":
-            return
-        last = nn.Linear(self.hidden, 2 * int(torch.Size(self.latent_shape).numel()))
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.head = nn.Sequential(
-            nn.LayerNorm(self.pooled_width), nn.Linear(self.pooled_width, self.hidden), nn.GELU(), last
-        )
+        if self.kind != "scale":
+            self.head = self.make_head()
+
+    def make_head(self) -> nn.Module:
+        """What turns a pooled embedding into what is added to (mu, log sigma); zero until it is trained."""
+        return dense_head(self.pooled_width, self.hidden, 2 * int(torch.Size(self.latent_shape).numel()))
 
     def distribution(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, pooled_width) -> mu and log sigma, each (batch, *latent_shape), float32."""
         mu = self.mu.expand(len(pooled), *self.latent_shape)
         log_sigma = self.log_sigma.expand(len(pooled), *self.latent_shape)
-        if self.kind == "pahi":
+        if self.kind not in ("standard", "scale", "hpi"):
             shift = self.head(pooled.float()).view(len(pooled), 2, *self.latent_shape)
             mu, log_sigma = mu + shift[:, 0], log_sigma + shift[:, 1]
         return mu, log_sigma.clamp(*LOG_SIGMA_RANGE)

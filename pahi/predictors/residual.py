@@ -5,6 +5,11 @@ all noise alike; f sees what it is given: it can lead bad noise to the nearest g
 
     residual   as published
     refined    x_T is brought back to the length of eps, so that it keeps to the shell where Gaussian noise lies
+    repelled   another divergence, which two noises of one prompt that are led to the same place pay for:
+               ( ||x_T||^2 - ||eps||^2 ) / 2 - d log( ||x_T - x_T'|| / ||eps - eps'|| )
+
+Where x_T = mu + s eps, the last is in expectation KL(q || N(0, I)): its logarithm stands for log |det dx_T/deps|, which
+||f||^2 / 2 leaves out, and without which nothing speaks against drawing one picture from all noise.
 """
 
 from itertools import pairwise
@@ -23,7 +28,7 @@ WIDEST = 4  # times `hidden` channels
 class ResidualPredictor(NoisePredictor):
     """A network of `hidden` channels at full size, that reads noise and prompt."""
 
-    KINDS = ("residual", "refined")
+    KINDS = ("residual", "refined", "repelled")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -60,13 +65,22 @@ class ResidualPredictor(NoisePredictor):
         return self.last(F.silu(x))
 
     def draw(self, pooled: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-        """x_T = eps + f(eps, c), at the length of eps where it is `refined`, and ||f||^2 / (2d)."""
+        """x_T = eps + f(eps, c), at the length of eps where it is `refined`, and the divergence."""
         f = self.residual(pooled, eps)
         x = eps + f
+        if self.kind == "repelled":
+            # eps' is eps turned over, so that a row's divergence depends on that row alone.
+            other = eps.flip(1, 2, 3)
+            apart = x - other - self.residual(pooled, other)
+            spread = _length(apart).clamp(min=1e-6).log() - _length(eps - other).clamp(min=1e-6).log()
+            return x, (x.square() - eps.square()).flatten(1).mean(1) / 2 - spread
         if self.kind == "refined":
-            norms = [torch.linalg.vector_norm(v.flatten(1), dim=1).view(-1, 1, 1, 1) for v in (eps, x)]
-            x = x * (norms[0] / norms[1].clamp(min=1e-6))
+            x = x * (_length(eps) / _length(x).clamp(min=1e-6)).view(-1, 1, 1, 1)
         return x, f.square().flatten(1).mean(1) / 2
+
+
+def _length(v: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(v.flatten(1), dim=1)
 
 
 class Block(nn.Module):

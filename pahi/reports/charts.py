@@ -14,6 +14,8 @@ from pahi.reports.text import finite, interval, short, signed
 SHORT = {"standard": "standard", "hpi": "HPI", "pahi": "PAHI", "pahi_shuffled": "shuffled", "best_of_4": "best of 4"}
 SHORT |= {"scale": "scale", "residual": "residual", "refined": "refined"}
 SHORT |= {"residual_shuffled": "shuffled", "refined_shuffled": "shuffled"}
+OTHERS = ("conv", "lowrank", "preserving", "mixture", "repelled")
+SHORT |= {name: name for name in OTHERS} | {f"{name}_shuffled": "shuffled" for name in OTHERS}
 # Arms that are never shown beside each other share a colour.
 ALIKE = {
     "scale": "hpi",
@@ -22,6 +24,7 @@ ALIKE = {
     "residual_shuffled": "pahi_shuffled",
     "refined_shuffled": "pahi_shuffled",
 }
+ALIKE |= dict.fromkeys(OTHERS, "pahi") | {f"{name}_shuffled": "pahi_shuffled" for name in OTHERS}
 MAX_POINTS = 240  # a line drawn with more is not seen better
 
 

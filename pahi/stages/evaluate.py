@@ -10,12 +10,15 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from pahi.artifacts import Output
+from pahi.artifacts import Output, content_hash
 from pahi.artifacts.output import shard_name
-from pahi.artifacts.schemas import EVALUATED, GALLERY, SCORES
+from pahi.artifacts.schemas import EVALUATED, GALLERY, SCORES, features_schema, read_tensor, tensor_column
 from pahi.errors import UserError
+from pahi.evaluation import features as picture_features
+from pahi.evaluation.distance import cmmd
+from pahi.evaluation.export import Exporter, benchmarks, read_metadata
 from pahi.evaluation.optimise import optimise
-from pahi.evaluation.statistics import pixel_diversity
+from pahi.evaluation.statistics import Interval, feature_diversity, neighbour_correlation, pixel_diversity
 from pahi.evaluation.summary import BEST_OF, OPTIMISED, SHUFFLED, arm_labels, calls, main_arm, summarise
 from pahi.generation.pictures import encode
 from pahi.generators import standard_noise
@@ -23,16 +26,23 @@ from pahi.settings import RewardModel
 from pahi.stages import cache, ingest, train
 from pahi.stages.common import Context, environment, missing, to_uint8
 
-STAGE, VERSION = "evaluate", 1
+STAGE, VERSION = "evaluate", 2
+BENCHMARKS = "benchmarks.json"  # what other evaluators found: it comes later, so no manifest names it
 BEST_OF_STRIDE = 1_000_000  # between the seeds of one choice's candidates
 
 
 def place(ctx: Context, trained: Output, partitions: ingest.Chain) -> tuple[Output, dict[str, Any], dict[str, str]]:
     """Where the evaluation of a predictor on its own dataset's test prompts lies."""
-    settings: dict[str, Any] = {"evaluate": ctx.settings.evaluate.fingerprinted()}
+    own = ctx.settings.evaluate.fingerprinted()
+    reference, metadata = own.pop("reference"), own.pop("geneval_metadata")
+    settings: dict[str, Any] = {"evaluate": own}
     settings |= {"dtype": ctx.settings.generator.dtype, "rewards": ctx.reward_settings()}
     inputs = ctx.model_hashes | {f"ingest/{i:05d}": h for i, h in enumerate(partitions.hashes)}
     inputs["train"] = trained.require().hash
+    if reference:
+        inputs["reference"] = picture_features.Reference(reference).hash()
+    if metadata:
+        inputs["geneval_metadata"] = content_hash(read_metadata(metadata))
     return ctx.output(STAGE, VERSION, settings, inputs), settings, inputs
 
 
@@ -54,8 +64,13 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
     trained, partitions = found
     output, settings, inputs = place(ctx, trained, partitions)
     if output.manifest() is not None:
+        _read_benchmarks(ctx, output)
         return output, True
     chosen = cache.selection(ctx, partitions, "test", ctx.settings.evaluate.prompts)
+    order = partitions.prompts(["prompt_id", "group"]).to_pylist()
+    groups = {row["prompt_id"]: (i, row["group"]) for i, row in enumerate(order)}
+    for row in chosen:
+        row["place"], row["group"] = groups[row["prompt_id"]]
     if not chosen:
         raise UserError(
             "no prompt is in the test split, so nothing can be judged; raise ingest.test_fraction or add prompts"
@@ -63,7 +78,7 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
     cached = cache.locate(ctx, partitions)
     assert cached is not None  # the predictor was trained on it
     units = cached.require().summary["units"]
-    arms = Arms(ctx, trained, chosen, units)
+    arms = Arms(ctx, output, trained, chosen, units)
     size = ctx.settings.evaluate.shard_rows
     shards = [shard_name(i) for i in range(-(-len(chosen) // size))]
     for i, shard in enumerate(shards):
@@ -72,20 +87,41 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
         ctx.progress(STAGE, part.stop, len(chosen), "prompts")
     scores = pa.concat_tables([output.read_part("scores", shard) for shard in shards])
     evaluated = pa.concat_tables([output.read_part("evaluated", shard) for shard in shards])
-    summary = summarise(ctx.settings, units, scores, evaluated)
+    summary = summarise(ctx.settings, units, scores, evaluated, arms.distances(output, shards))
+    summary["feature_model"] = arms.encoder.name if arms.encoder else None
     output.put_file("summary.json", json.dumps(summary, indent=1, sort_keys=True).encode())
     output.finish(
         version=VERSION, settings=settings, inputs=inputs, shards=shards, files=["summary.json"], summary=summary
     )
     output.write_run(environment(started, ms_per_image=arms.milliseconds()))
+    _read_benchmarks(ctx, output)
     return output, False
+
+
+def _read_benchmarks(ctx: Context, output: Output) -> None:
+    evaluate = ctx.settings.evaluate
+    if not evaluate.export:
+        return
+    found = json.dumps(benchmarks(output, evaluate.seeds, evaluate.bootstrap), indent=1, sort_keys=True).encode()
+    if output.store.read_or_none(output.key(BENCHMARKS)) != found:
+        output.store.replace(output.key(BENCHMARKS), found)
+
+
+def summary_of(output: Output) -> dict[str, Any]:
+    """A finished evaluation's summary, each arm with what other evaluators found of it, under `benchmarks`."""
+    summary = dict(output.require().summary)
+    found = json.loads(output.store.read_or_none(output.key(BENCHMARKS)) or "{}")
+    summary["arms"] = [{**arm, "benchmarks": found.get(arm["arm"], {})} for arm in summary["arms"]]
+    return summary
 
 
 class Arms:
     """Draws the pictures of every arm for slices of the test prompts."""
 
-    def __init__(self, ctx: Context, trained: Output, chosen: list[dict[str, Any]], units: dict[str, float]) -> None:
-        self.ctx, self.chosen, self.units = ctx, chosen, units
+    def __init__(
+        self, ctx: Context, output: Output, trained: Output, chosen: list[dict[str, Any]], units: dict[str, float]
+    ) -> None:
+        self.ctx, self.output, self.chosen, self.units = ctx, output, chosen, units
         best = train.load_predictor(ctx, trained)
         self.predictors = {best.kind: best}
         if best.kind == "pahi":
@@ -97,6 +133,30 @@ class Arms:
         encoded = [ctx.generator.encode(texts[i : i + batch]) for i in range(0, len(texts), batch)]
         self.pooled = torch.cat([c.pooled for c in encoded])
         self.seconds: dict[str, list[float]] = {}
+        r = ctx.settings.rewards
+        # What training used is no fair measure of what it changed: a held-out tower first.
+        self.encoder = picture_features.encoder(ctx.reward(m) for m in (*r.held_out, *r.train))
+        evaluate = ctx.settings.evaluate
+        if evaluate.reference and self.encoder is None:
+            raise UserError("evaluate.reference needs a reward with a picture tower: pickscore, clip_score or hpsv2")
+        in_order = sorted(chosen, key=lambda row: row["place"])
+        self.exporter = Exporter(evaluate, in_order) if evaluate.export else None
+
+    def distances(self, output: Output, shards: list[str]) -> dict[str, dict[str, Interval]]:
+        """CMMD of each arm's pictures from the standard arm's, and from the given ones where there are any."""
+        if self.encoder is None:
+            return {}
+        table = pa.concat_tables([output.read_part("features", shard) for shard in shards])
+        arm, prompt = np.array(table.column("arm").to_pylist()), np.array(table.column("prompt_id").to_pylist())
+        values = read_tensor(table, "features")
+        sets = {name: (values[arm == name], list(prompt[arm == name])) for name in self.names}
+        x, prompts = sets["standard"]
+        found = {"cmmd": {name: cmmd(y, x, p, prompts) for name, (y, p) in sets.items() if name != "standard"}}
+        if self.ctx.settings.evaluate.reference:
+            given = picture_features.Reference(self.ctx.settings.evaluate.reference)
+            y, names = given.features(self.encoder, self.ctx.device), [f"/{name}" for name in given.names]
+            found["cmmd_reference"] = {name: cmmd(x, y, p, names) for name, (x, p) in sets.items()}
+        return found
 
     def milliseconds(self) -> dict[str, float]:
         """An image's time from noise to pixels, by arm; the median over batches."""
@@ -113,15 +173,20 @@ class Arms:
         pairs = [(i, seed) for i in range(len(rows)) for seed in range(evaluate.seeds)]
         scores: list[dict[str, Any]] = []
         evaluated: list[dict[str, Any]] = []
-        pictures: dict[str, list[np.ndarray]] = {}
+        after = str(main_arm(self.names))
+        shown: dict[str, Any] = {"standard": None, after: None}  # their first pictures; of the others only figures stay
+        found: list[np.ndarray] = []
         for arm in self.names:
-            norms, kls, images = [], [], []
+            norms, correlations, kls, images, seen = [], [], [], [], []
             for start in range(0, len(pairs), evaluate.batch_size):
                 chunk = pairs[start : start + evaluate.batch_size]
                 index = torch.tensor([i for i, _ in chunk])
                 drawn, x_T, kl, got = self._draw(arm, chunk, index, rows, part, conditioning, prepared, texts)
                 images.append(to_uint8(drawn))
+                if self.encoder is not None:
+                    seen.append(picture_features.features(self.encoder, drawn))
                 norms.append(x_T.flatten(1).square().mean(1).sqrt().cpu())
+                correlations.append(neighbour_correlation(x_T.float().cpu().numpy()))
                 kls.append(kl.cpu())
                 for name, values in got.items():
                     scores += [
@@ -134,38 +199,63 @@ class Arms:
                         }
                         for (i, seed), value in zip(chunk, values.tolist(), strict=True)
                     ]
-            pictures[arm] = list(np.concatenate(images).reshape(len(rows), evaluate.seeds, *images[0].shape[1:]))
+            pictures = np.concatenate(images).reshape(len(rows), evaluate.seeds, *images[0].shape[1:])
+            if arm in shown:
+                shown[arm] = pictures[:, 0].copy()
+            features = np.concatenate(seen).reshape(len(rows), evaluate.seeds, -1) if seen else None
+            if features is not None:
+                found.append(features)
             norm = torch.cat(norms).view(len(rows), -1).mean(1)
+            correlation = np.concatenate(correlations).reshape(len(rows), -1).mean(1)
             kl_rows = torch.cat(kls).view(len(rows), -1).mean(1)
             evaluated += [
                 {
                     "prompt_id": row["prompt_id"],
                     "kind": row["kind"],
                     "arm": arm,
-                    "diversity": pixel_diversity(pictures[arm][i]),
+                    "group": row["group"],
+                    "diversity": pixel_diversity(pictures[i]),
+                    "feature_diversity": None if features is None else feature_diversity(features[i]),
                     "noise_norm": float(norm[i]),
                     "kl": float(kl_rows[i]) if math.isfinite(kl_rows[i]) else None,
+                    "noise_correlation": float(correlation[i]),
                 }
                 for i, row in enumerate(rows)
             ]
-        after = str(main_arm(self.names))
+            self._export(rows, arm, pictures)
         gallery = [
             {
                 "prompt_id": row["prompt_id"],
                 "prompt": row["text"],
                 "kind": row["kind"],
                 "seed": 0,
-                "before": {"bytes": encode(pictures["standard"][i][0]), "path": None},
-                "after": {"bytes": encode(pictures[after][i][0]), "path": None},
+                "before": {"bytes": encode(shown["standard"][i]), "path": None},
+                "after": {"bytes": encode(shown[after][i]), "path": None},
             }
             for i, row in enumerate(rows)
             if part[i] < evaluate.gallery
         ]
-        return {
+        tables = {
             "scores": pa.Table.from_pylist(scores, schema=SCORES),
             "evaluated": pa.Table.from_pylist(evaluated, schema=EVALUATED),
             "gallery": pa.Table.from_pylist(gallery, schema=GALLERY),
         }
+        if found:
+            every = np.stack(found)  # (arms, prompts, seeds, width)
+            schema = features_schema(every.shape[-1])
+            keys = [(arm, rows[i]["prompt_id"], seed) for arm in self.names for i, seed in pairs]
+            columns = {"prompt_id": [k[1] for k in keys], "seed": [k[2] for k in keys], "arm": [k[0] for k in keys]}
+            columns["features"] = tensor_column(every.reshape(len(keys), -1), schema.field("features").type)
+            tables["features"] = pa.table(columns, schema=schema)
+        return tables
+
+    def _export(self, rows: list[dict[str, Any]], arm: str, pictures: np.ndarray) -> None:
+        if self.exporter is None:
+            return
+        store, key = self.output.store, self.output.key
+        for row, seeds in zip(rows, pictures, strict=True):
+            for name, body in self.exporter.files(row, arm, [encode(pixels) for pixels in seeds]).items():
+                store.create(key(name), body)  # the same bytes where an earlier run was here
 
     def _draw(self, arm, chunk, index, rows, part, conditioning, prepared, texts):
         """One batch of one arm: pictures, x_T, KL a row (NaN where the arm is no Gaussian), scores by reward."""

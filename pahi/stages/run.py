@@ -81,7 +81,7 @@ def _one(name: str, ctx: Context, by_name: bool) -> dict[str, Any]:
 
 def _result(ctx: Context, name: str, outputs: list[Output], skipped: bool, started: float) -> dict[str, Any]:
     last = outputs[-1]
-    summary = last.require().summary
+    summary = evaluate.summary_of(last) if name == evaluate.STAGE else last.require().summary
     if len(outputs) > 1:
         # A grown dataset's pictures lie in several partitions.
         keys = ("prompts", "images", "failed")

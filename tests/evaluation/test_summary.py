@@ -2,7 +2,7 @@
 
 import pytest
 
-from pahi.evaluation.summary import arm_labels, calls, main_arm
+from pahi.evaluation.summary import arm_labels, calls, flags, main_arm
 from pahi.settings import load_settings
 
 
@@ -14,6 +14,11 @@ from pahi.settings import load_settings
         ("pahi", ["hpi", "pahi", "pahi_shuffled"]),
         ("residual", ["residual", "residual_shuffled"]),
         ("refined", ["refined", "refined_shuffled"]),
+        ("repelled", ["repelled", "repelled_shuffled"]),
+        ("mixture", ["mixture", "mixture_shuffled"]),
+        ("preserving", ["preserving", "preserving_shuffled"]),
+        ("conv", ["conv", "conv_shuffled"]),
+        ("lowrank", ["lowrank", "lowrank_shuffled"]),
     ],
 )
 def test_the_arms_of_a_predictor(predictor: str, arms: list[str]) -> None:
@@ -26,3 +31,40 @@ def test_the_arms_of_a_predictor(predictor: str, arms: list[str]) -> None:
 
 def test_nothing_learned_is_no_arm() -> None:
     assert main_arm(["standard", "best_of_4"]) is None
+
+
+GOOD = {"value": 0.5, "low": 0.4, "high": 0.6}
+
+
+def arm(name: str, **figures: object) -> dict[str, object]:
+    rewards = {
+        "alpha": {"role": "train", "uplift": GOOD},
+        "beta": {"role": "held_out", "uplift": figures.pop("held_out", GOOD)},
+    }
+    plain = {"diversity": 0.9, "feature_diversity": 0.9, "noise_norm": 1.0, "noise_correlation": 0.0}
+    return {"arm": name, "rewards": rewards, **plain, **figures}
+
+
+@pytest.mark.parametrize(
+    ("figures", "warning"),
+    [
+        ({}, ""),
+        ({"held_out": {"value": -0.5, "low": -0.6, "high": -0.4}}, "reward hacking"),
+        ({"held_out": {"value": 0.1, "low": -0.1, "high": 0.3}}, "beta (held_out) is within chance"),
+        ({"diversity": 0.5}, "differ only 0.50 times as much as before, in pixels"),
+        ({"feature_diversity": 0.6}, "differ only 0.60 times as much as before, in features"),
+        ({"noise_norm": 1.2}, "1.20 times the norm"),
+        ({"noise_correlation": -0.3}, "neighbours correlate by -0.30"),
+        ({"feature_diversity": None}, ""),
+    ],
+)
+def test_each_way_to_fail_has_its_warning(figures: dict[str, object], warning: str) -> None:
+    shuffled = arm("pahi_shuffled") | {"rewards": {n: {"role": "train", "uplift": None} for n in ("alpha", "beta")}}
+    found = flags([arm("standard"), arm("pahi", **figures), shuffled])
+    assert any(warning in flag for flag in found) if warning else found == []
+
+
+def test_a_predictor_that_ignores_the_prompt_is_named() -> None:
+    assert flags([arm("pahi"), arm("pahi_shuffled")]) == [
+        "PAHI ignores the prompt: shuffled prompts do as well in alpha"
+    ]
