@@ -137,7 +137,7 @@ class Ingest(Tree):
     )
     max_characters: int = Field(2000, ge=1, description="Longer prompts are rejected.")
     filters: Filters = Filters()  # type: ignore[call-arg]
-    near_duplicates: Literal["off", "keep", "drop"] = Field(
+    near_duplicates: Literal["ignore", "keep", "drop"] = Field(
         "keep", description="Near-duplicates are not looked for, kept in one split, or dropped but for the first."
     )
     near_threshold: float = Field(

@@ -193,7 +193,7 @@ def _placed(kept: pa.Table, known: pa.Table, guarded: Sequence[tuple[str, str]],
     none = np.empty(0, np.int64)
     pairs = none, none, np.empty(0)
     dropped: dict[int, tuple[int, float]] = {}
-    near = settings.near_duplicates != "off" and len(kept) > 0
+    near = settings.near_duplicates != "ignore" and len(kept) > 0
     old = known if near else known.slice(0, 0)
     if near or (guarded and len(kept)):
         # Evaluation sets first, then earlier partitions, then what is new: pairs of the former two do not matter.

@@ -17,7 +17,7 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "prompts"
 
 
 def ingest(**values):
-    return Ingest(sources=[Source(path="a.txt")], **{"near_duplicates": "off", **values})
+    return Ingest(sources=[Source(path="a.txt")], **{"near_duplicates": "ignore", **values})
 
 
 def known_prompts(*texts_and_splits):
@@ -55,7 +55,7 @@ ROWS = st.builds(
 )
 
 
-@given(st.lists(ROWS, max_size=12), st.integers(1, 8), st.sampled_from(["off", "keep", "drop"]))
+@given(st.lists(ROWS, max_size=12), st.integers(1, 8), st.sampled_from(["ignore", "keep", "drop"]))
 @settings(max_examples=60)
 def test_rows_in_are_prompts_and_rejects_out(rows, longest, near):
     prompts, rejects = run(*rows, known=[("a", "test")], max_characters=longest, near_duplicates=near)

@@ -90,10 +90,10 @@ def test_what_goes_by_hash_is_never_near_another_split(rows, known):
 
 def test_evaluation_sets_are_kept_out_of_training():
     rows = [Row(1, FOX_TOO), Row(2, OWL, split="train"), Row(3, FOX_ALSO, split="test")]
-    for mode in ("off", "keep"):
+    for mode in ("ignore", "keep"):
         prompts, rejects = run(*rows, evaluation=[FOX, "something else"], near_duplicates=mode, test_fraction=0.0)
         contaminated = {r["row"]: r["detail"] for r in rejects if r["reason"] == "contaminated"}
-        expected = {1} if mode == "off" else set()  # with its neighbour of the test split it goes to that
+        expected = {1} if mode == "ignore" else set()  # with its neighbour of the test split it goes to that
         assert set(contaminated) == expected and all("eval:1" in d for d in contaminated.values())
         assert 2 in {p["row"] for p in prompts} and 3 in {p["row"] for p in prompts}
     _, rejects = run(Row(1, " " + FOX), evaluation=[FOX], test_fraction=0.0)
