@@ -98,7 +98,7 @@ def _unescape(text: str) -> str:
 
 
 def _drop_invisible(text: str) -> str:
-    if text.isascii() and text.isprintable():
+    if text.isprintable():  # then it has none of these categories, and most texts are
         return text
     return "".join(c for c in text if not _invisible(c))
 

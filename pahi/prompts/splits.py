@@ -97,24 +97,28 @@ def place(
     # What belongs with two splits goes, and connects nothing.
     torn = {i for i, splits_of in wanted.items() if len(splits_of) > 1}
     union = _Union(len(ids))
+    company: set[int] = set()  # what may have others in its set; most prompts have none
     for a, b in edges:
         if splits[a] is None and splits[b] is None and not {a, b} & torn:
             union.join(a, b)
-    seen: dict[str, int] = {}
-    for i in free:
-        if (name := groups[i]) is not None and i not in torn:
-            union.join(seen.setdefault(name, i), i)
+            company |= {a, b}
+    if named:
+        seen: dict[str, int] = {}
+        for i in free:
+            if (name := groups[i]) is not None and i not in torn:
+                union.join(seen.setdefault(name, i), i)
+                company.add(i)
     together: dict[int, list[int]] = {}
-    for i in free:
-        if i not in torn:
-            together.setdefault(union.root(i), []).append(i)
+    for i in sorted(company):
+        together.setdefault(union.root(i), []).append(i)
 
     cluster = _clusters(ids, clusters, edges)
     found = Placed(cluster[fixed:], [group or ids[i] for i, group in enumerate(groups)][fixed:], list(splits[fixed:]))
     for i in torn:
         names = " and ".join(split for split in SPLITS if split in wanted[i])
         found.rejected[i - fixed] = "near_other_split", f"belongs with prompts of {names}", None
-    for members in together.values():
+
+    def settle(members: Sequence[int]) -> None:
         key = min(groups[i] or ids[i] for i in members)
         chosen = split_of(key, *fractions)
         demands = sum((wanted[i] for i in members if i in wanted), Counter[str]())
@@ -128,11 +132,22 @@ def place(
             if others:
                 detail = f"belongs with prompts of {others[0]}, and through others with prompts of {chosen}"
                 found.rejected[i - fixed] = "near_other_split", detail, None
+
+    for members in together.values():
+        settle(members)
+    for i in free:
+        if i not in company and i not in torn:
+            if i in wanted:
+                settle((i,))
+            else:  # nothing to go by, and its group is its own
+                found.split[i - fixed] = split_of(ids[i], *fractions)
     return found
 
 
 def _clusters(ids: Sequence[str], known: Sequence[str], edges: Sequence[tuple[int, int]]) -> list[str]:
     """prompt_id of each prompt's cluster: the first of those that near pairs connect."""
+    if not edges:
+        return [*known, *ids[len(known) :]]
     union = _Union(len(ids))
     for a, b in edges:
         union.join(a, b)

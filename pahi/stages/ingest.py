@@ -123,11 +123,12 @@ def _write(ctx: Context, output: Output, before: Chain, inputs: dict[str, str], 
     def rows() -> Iterator[tuple[str, Row]]:
         nonlocal read
         for source in sources:
+            name = source_name(source)
             for row in read_source(source, ingest.max_expansion):
                 read += 1
                 if read % 5000 == 0:
                     ctx.progress(STAGE, read, 0, "prompts read")
-                yield source_name(source), row
+                yield name, row
 
     def guarded() -> Iterator[tuple[str, Row]]:
         for source in (one for given in ingest.evaluation for one in expand(given)):
