@@ -4,6 +4,7 @@ Fields marked `runtime` decide how fast a run is, not what it writes, and stay o
 """
 
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -39,23 +40,126 @@ class Tree(BaseModel):
 class Source(Tree):
     """One place that prompts come from."""
 
-    path: str = Field(description="File (txt, csv, tsv, json, jsonl, parquet; any fsspec URL) or pkg:package/file.")
+    path: str = Field(
+        description="File (txt, csv, tsv, json, jsonl, parquet; .gz, .bz2, .xz, .zst), a pattern such as "
+        "data/*.csv, any fsspec URL, pkg:package/file, or hub:owner/dataset."
+    )
     name: str = Field("", description="How the source is called in the artifacts; the file's stem where empty.")
+    format: Literal["", "txt", "csv", "tsv", "json", "jsonl", "parquet"] = Field(
+        "", description="Format of the file; by its suffix where empty."
+    )
+    encoding: str = Field("utf-8", description="Encoding of a text file.")
+    pattern: str = Field(
+        "", description="Regular expression for the lines of a txt, whose groups text, kind, group, split are columns."
+    )
+    revision: str | None = Field(None, description="Commit or branch of a Hub dataset.")
+    config: str | None = Field(None, description="Configuration of a Hub dataset.")
+    part: str = Field("train", description="Which of a Hub dataset's own splits is read.")
     text: str = Field("", description="Column of the prompt; found by its usual names where empty.")
     kind: str = Field("", description="Column of the prompt's category.")
     group: str = Field("", description="Column naming what must not be divided between splits.")
     split: str = Field("", description="Column naming the split itself.")
-    limit: int | None = Field(None, ge=1, description="At most this many rows.")
+    limit: int | None = Field(None, ge=1, description="At most this many rows, of each file.")
+    weight: float = Field(1.0, gt=0, le=1, description="Share of its prompts that is kept, by a hash of the prompt.")
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str) -> str:
+        import codecs
+
+        try:
+            return codecs.lookup(value).name
+        except LookupError:
+            raise ValueError(f"no encoding is called {value!r}; utf-8, latin-1, utf-16 and gb18030 are some") from None
+
+
+def _regular(patterns: list[str]) -> list[str]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    return patterns
+
+
+class Classifier(Tree):
+    """A judge of prompts: what it calls by one of `labels` is rejected."""
+
+    name: str = Field(pattern="^[a-z0-9_]+$", description="How it is called in the rejects.")
+    id: str = Field(description="module:function, or folder or Hub id of a text-classification model.")
+    revision: str | None = Field(None, description="Commit of the Hub repository.")
+    labels: list[str] = Field(default_factory=list, description="Labels of the model that reject a prompt.")
+    threshold: float = Field(0.5, ge=0, le=1, description="Score from which on a prompt is rejected.")
+
+    @model_validator(mode="after")
+    def _labelled(self) -> "Classifier":
+        if not self.labels and ":" not in self.id:
+            raise ValueError(f"classifier {self.name!r} is a model, so it needs the labels that reject a prompt")
+        return self
+
+
+class Filters(Tree):
+    """What a prompt must be like. All of it is off unless asked for."""
+
+    min_characters: int = Field(1, ge=1, description="Shorter prompts are rejected.")
+    max_tokens: int | None = Field(None, ge=1, description="Prompts of more tokens are rejected.")
+    tokenizer: str = Field(
+        "openai/clip-vit-large-patch14", description="Folder or Hub id of the tokenizer that counts them."
+    )
+    max_repetition: float | None = Field(
+        None, ge=0, le=1, description="Prompts whose share of repeated three-word sequences is above this are rejected."
+    )
+    languages: list[str] = Field(default_factory=list, description="ISO 639-1 codes of the languages that are kept.")
+    min_language_probability: float = Field(
+        0.9, ge=0, le=1, description="Below this the language counts as unknown, and the prompt is kept."
+    )
+    word_lists: list[str] = Field(default_factory=list, description="Files of words or phrases, one a line.")
+    include: list[str] = Field(default_factory=list, description="Regular expressions, one of which must be found.")
+    exclude: list[str] = Field(default_factory=list, description="Regular expressions, none of which may be found.")
+    classifiers: list[Classifier] = Field(default_factory=list, description="Models or functions that judge prompts.")
+
+    @field_validator("include", "exclude")
+    @classmethod
+    def _patterns(cls, value: list[str]) -> list[str]:
+        return _regular(value)
+
+
+CleaningStep = Literal["nfkc", "html", "control", "parameters", "weights", "whitespace"]
+CLEANING: tuple[CleaningStep, ...] = ("nfkc", "html", "control", "parameters", "weights", "whitespace")
 
 
 class Ingest(Tree):
     """Prompts in."""
 
     sources: list[Source] = Field(min_length=1, description="Where prompts come from, in order of precedence.")
+    clean: list[CleaningStep] = Field(
+        default_factory=lambda: list(CLEANING), description="Steps of cleaning, always in this order."
+    )
     max_characters: int = Field(2000, ge=1, description="Longer prompts are rejected.")
+    filters: Filters = Filters()  # type: ignore[call-arg]
+    near_duplicates: Literal["ignore", "keep", "drop"] = Field(
+        "keep", description="Near-duplicates are not looked for, kept in one split, or dropped but for the first."
+    )
+    near_threshold: float = Field(
+        0.7, ge=0.5, le=1, description="Jaccard similarity of 4-byte shingles from which on two prompts are near."
+    )
+    evaluation: list[Source] = Field(
+        default_factory=list, description="Evaluation sets: prompts near theirs are kept out of training."
+    )
     validation_fraction: float = Field(0.1, ge=0, lt=1, description="Share of groups for validation.")
     test_fraction: float = Field(0.1, ge=0, lt=1, description="Share of groups for test.")
     shard_rows: int = Field(10_000, ge=1, description="Prompts a shard.")
+    max_expansion: int = Field(
+        200,
+        ge=1,
+        description="A compressed source may be this much larger inside, before it counts as a bomb.",
+        json_schema_extra=RUNTIME,
+    )
+
+    @field_validator("clean")
+    @classmethod
+    def _ordered(cls, value: list[CleaningStep]) -> list[CleaningStep]:
+        return [step for step in CLEANING if step in value]
 
 
 class Part(Tree):

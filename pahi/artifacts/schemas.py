@@ -51,6 +51,19 @@ PROMPTS = pa.schema(
         ),
         field("split", pa.string(), "train, validation or test"),
         field("flags", pa.list_(pa.string()), "what cleaning changed"),
+        field(
+            "cluster", pa.string(), "prompt_id of the first prompt of its near-duplicates; its own where it has none"
+        ),
+        field(
+            "parameters",
+            pa.list_(pa.struct([pa.field("name", pa.string()), pa.field("value", pa.string())])),
+            "what the prompt told its generator, such as ar 16:9, taken out of the text",
+        ),
+        field(
+            "weights",
+            pa.list_(pa.struct([pa.field("text", pa.string()), pa.field("weight", pa.float32())])),
+            "words that the prompt stressed, such as (word:1.3), whose marks were taken out of the text",
+        ),
     ]
 )
 
@@ -61,6 +74,7 @@ REJECTS = pa.schema(
         field("text", pa.string(), "what was there, at most 2,000 characters", nullable=True),
         field("reason", pa.string(), "why it was left out"),
         field("detail", pa.string(), "more of it, such as where the first of its duplicates is", nullable=True),
+        field("kept", pa.string(), "prompt_id of the prompt that was kept in its place", nullable=True),
     ]
 )  # fmt: skip
 

@@ -4,7 +4,12 @@ import hashlib
 import html
 import re
 import unicodedata
+from collections.abc import Callable, Sequence
 from html.entities import html5
+from typing import NamedTuple
+
+from pahi.prompts.parameters import take_parameters, take_weights
+from pahi.settings import CLEANING
 
 # Entities count only with their semicolon: HTML also reads `&copy=1` as one, which prose such as `R&para` never means.
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,40});")
@@ -14,24 +19,64 @@ _AMPERSANDS = re.compile(r"&(?:(?:amp|AMP|#0{0,4}38|#[xX]0{0,4}26);)+")
 _VISIBLE_FORMAT = frozenset("\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd")
 
 
-def clean(text: str) -> tuple[str, list[str]]:
-    """The cleaned prompt, and what cleaning changed: some of 'nfkc', 'html', 'control' and 'whitespace', in that order.
+class Cleaned(NamedTuple):
+    """A prompt after cleaning."""
 
-    Idempotent: cleaning a cleaned prompt changes nothing and gives no flags. The result always encodes as UTF-8.
+    text: str
+    flags: list[str]  # the steps that changed something, in the order of CLEANING
+    parameters: list[tuple[str, str]]  # (name, value), such as ("ar", "16:9")
+    weights: list[tuple[str, float]]  # (text, weight), such as ("word", 1.3)
+
+
+def clean(text: str, steps: Sequence[str] = CLEANING) -> tuple[str, list[str]]:
+    """The cleaned prompt, and what cleaning changed: some of the steps' names, in their order.
+
+    Idempotent: cleaning a cleaned prompt changes nothing and gives no flags. The result always encodes as UTF-8 where
+    the step `control` is among the steps.
     """
-    steps = {"nfkc": _nfkc, "html": _unescape, "control": _drop_invisible, "whitespace": _collapse}
+    cleaned = clean_fully(text, steps)
+    return cleaned.text, cleaned.flags
+
+
+def clean_fully(text: str, steps: Sequence[str] = CLEANING) -> Cleaned:
+    """Like `clean`, with what the steps `parameters` and `weights` took out of the text."""
+    parameters: list[tuple[str, str]] = []
+    weights: list[tuple[str, float]] = []
+    if _untouched(text):
+        return Cleaned(text, [], parameters, weights)
     changed = set()
     while True:
         before = text
-        for flag, step in steps.items():
-            after = step(text)
+        for step in steps:
+            if step == "parameters":
+                after, taken = take_parameters(text)
+                parameters += taken
+            elif step == "weights":
+                after, stressed = take_weights(text)
+                weights += stressed
+            else:
+                after = _STEPS[step](text)
             if after != text:
-                changed.add(flag)
+                changed.add(step)
             text = after
-        # One step can uncover work for another (`＆amp;lt;`, a zero-width space within an entity). It ends: entities
-        # only ever get shorter, and the other steps are idempotent.
+        # One step can uncover work for another (`＆amp;lt;`, a zero-width space within an entity). It ends: entities,
+        # parameters and weights only ever get shorter, and the other steps are idempotent.
         if text == before:
-            return text, [flag for flag in steps if flag in changed]
+            return Cleaned(text, [step for step in steps if step in changed], parameters, weights)
+
+
+def _untouched(text: str) -> bool:
+    """Whether no step can find anything: true of most prompts, and far cheaper to see than the steps are to run."""
+    return (
+        text.isascii()
+        and text.isprintable()
+        and "&" not in text
+        and "--" not in text
+        and ":" not in text  # of every weight and of <lora:...>
+        and "  " not in text
+        and text[:1] != " "
+        and text[-1:] != " "
+    )
 
 
 def prompt_id(cleaned: str) -> str:
@@ -53,7 +98,7 @@ def _unescape(text: str) -> str:
 
 
 def _drop_invisible(text: str) -> str:
-    if text.isascii() and text.isprintable():
+    if text.isprintable():  # then it has none of these categories, and most texts are
         return text
     return "".join(c for c in text if not _invisible(c))
 
@@ -67,3 +112,11 @@ def _invisible(character: str) -> bool:
 
 def _collapse(text: str) -> str:
     return " ".join(text.split())
+
+
+_STEPS: dict[str, Callable[[str], str]] = {
+    "nfkc": _nfkc,
+    "html": _unescape,
+    "control": _drop_invisible,
+    "whitespace": _collapse,
+}

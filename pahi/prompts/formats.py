@@ -8,6 +8,7 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -15,8 +16,11 @@ from typing import Any
 from pahi.errors import UserError
 from pahi.prompts.columns import Columns, find_columns
 from pahi.prompts.location import open_bytes, open_content, shown
-from pahi.prompts.rows import EMPTY, NOT_JSON, NOT_UTF8, Row, make_row, utf8
+from pahi.prompts.rows import EMPTY, LONG_LINE, NO_MATCH, NOT_JSON, NOT_UTF8, Row, make_row, utf8
 from pahi.settings import Source
+
+MAX_LINE = 32 << 20  # characters; what has longer lines is no list of prompts
+KEPT_OF_LINE = 2000
 
 MENDING = {
     "csv": 'quote every field that holds a comma, a quote or a line break, and double the quotes in it ("a ""b"", c")',
@@ -24,31 +28,41 @@ MENDING = {
 }
 
 
-def read_txt(source: Source) -> Iterator[Row]:
-    """One prompt a line."""
-    find_columns([], source, need_text=False)  # a column named by the source cannot be there
+def read_txt(source: Source, max_expansion: int = 200) -> Iterator[Row]:
+    """One prompt a line, or what the source's pattern finds in it."""
+    pattern = re.compile(source.pattern) if source.pattern else None
+    names = list(pattern.groupindex) if pattern else []
+    columns = find_columns(names, source, need_text=bool(pattern))  # without a pattern, no column can be there
     empty = True
-    with open_content(source.path) as file:
-        for number, line in enumerate(_lines(file, None), start=1):
-            row = make_row(number, line)
+    with open_content(source, max_expansion) as file:
+        for number, (line, cut) in enumerate(_lines(file, source), start=1):
+            if cut or not pattern or not line.strip():
+                row = make_row(number, line, error=LONG_LINE if cut else None)
+            elif (match := pattern.search(line)) is None:
+                row = make_row(number, utf8(line), error=NO_MATCH)
+            else:
+                row = _pick(number, [match[name] for name in names], columns)
             empty = empty and row.error == EMPTY
             yield row
     if empty:
         raise UserError(f"{shown(source.path)}: is empty")
 
 
-def read_delimited(source: Source, style: str) -> Iterator[Row]:
+def read_delimited(source: Source, style: str, max_expansion: int = 200) -> Iterator[Row]:
     """CSV, strictly; TSV, where a quote is a character like any other. Raises UserError, with the line, on misfits."""
     name = shown(source.path)
-    with open_content(source.path) as file:
+    with open_content(source, max_expansion) as file:
         bad = False
 
         def lines() -> Iterator[str]:
             nonlocal bad
-            for line in _lines(file, ""):
+            for number, (line, cut) in enumerate(_lines(file, source, ""), start=1):
+                if cut:
+                    raise UserError(f"{name}, line {number}: {LONG_LINE}; is a quote never closed?")
                 bad = bad or utf8(line) != line
                 yield line
 
+        csv.field_size_limit(MAX_LINE)  # the process's; only ever raised
         if style == "csv":
             reader = csv.reader(lines(), strict=True)
         else:
@@ -76,29 +90,35 @@ def read_delimited(source: Source, style: str) -> Iterator[Row]:
                 yield make_row(number, "", error=NOT_UTF8 if bad else None)
                 continue
             if len(record) != len(header):
-                raise UserError(
-                    f"{name}, line {start}: {len(record)} fields where the header has {len(header)}; {MENDING[style]}"
-                )
+                raise UserError(f"{name}, line {start}, {_misfit(record, header)}; {MENDING[style]}")
             yield _pick(number, record, columns, NOT_UTF8 if bad else None)
     if not number:
         raise UserError(f"{name}: has a header and no rows" if header else f"{name}: is empty")
 
 
-def read_json(source: Source) -> Iterator[Row]:
+def _misfit(record: list[str], header: list[str]) -> str:
+    count = f"{len(record)} fields where the header has {len(header)}"
+    if len(record) < len(header):
+        return f"column {len(record) + 1}: {count}, so that {header[len(record)]!r} is missing"
+    extra = utf8(record[len(header)])
+    return f"column {len(header) + 1}: {count}; the first too many is {extra[:40]!r}"
+
+
+def read_json(source: Source, max_expansion: int = 200) -> Iterator[Row]:
     """One array of strings or of objects."""
     name = shown(source.path)
-    with open_content(source.path) as file:
+    with open_content(source, max_expansion) as file:
         data = file.read().removeprefix(codecs.BOM_UTF8)
     if not data.strip():
         raise UserError(f"{name}: is empty")
     try:
-        values = json.loads(data.decode())
+        values = json.loads(data.decode(source.encoding), object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{name}, line {line}: not utf-8; save it as UTF-8") from None
+        raise UserError(f"{name}, line {line}: not {source.encoding}; save it as UTF-8") from None
     except json.JSONDecodeError as error:
         hint = "; one value a line is .jsonl" if error.msg == "Extra data" else ""
-        raise UserError(f"{name}, line {error.lineno}: not JSON: {error.msg}{hint}") from None
+        raise UserError(f"{name}, line {error.lineno}, column {error.colno}: not JSON: {error.msg}{hint}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: not JSON that can be read: {error}") from None
     if not isinstance(values, list):
@@ -111,21 +131,21 @@ def read_json(source: Source) -> Iterator[Row]:
         yield _from_json(number, value, keys)
 
 
-def read_jsonl(source: Source) -> Iterator[Row]:
+def read_jsonl(source: Source, max_expansion: int = 200) -> Iterator[Row]:
     """One object or string a line."""
-    with open_content(source.path) as file:
+    with open_content(source, max_expansion) as file:
         # Which columns there are is known at the end only: any object may have a key that the others lack. Lines take
         # far less memory than the objects in them.
-        lines = [line.strip() for line in islice(_lines(file, None), source.limit)]
-    if not any(lines):
+        lines = [(line.strip(), cut) for line, cut in islice(_lines(file, source), source.limit)]
+    if not any(line for line, _ in lines):
         raise UserError(f"{shown(source.path)}: is empty")
-    keys = _keys((value for value, error in map(_parse, lines) if not error), source)
-    for number, line in enumerate(lines, start=1):
-        value, error = _parse(line) if line else ("", None)
+    keys = _keys((value for value, error in (_parse(*line) for line in lines) if not error), source)
+    for number, (line, cut) in enumerate(lines, start=1):
+        value, error = _parse(line, cut) if line else ("", None)
         yield make_row(number, utf8(line), error=error) if error else _from_json(number, value, keys)
 
 
-def read_parquet(source: Source) -> Iterator[Row]:
+def read_parquet(source: Source, max_expansion: int = 200) -> Iterator[Row]:
     """Only the columns that are needed."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -151,10 +171,29 @@ def read_parquet(source: Source) -> Iterator[Row]:
             raise UserError(f"{name}: not a Parquet file that can be read: {reason}") from None
 
 
-def _lines(file: io.BufferedReader, newline: str | None) -> Iterator[str]:
-    """Lines of text, without their ends where `newline` is None. Bytes that are not UTF-8 come as surrogates."""
-    for line in io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=newline):
-        yield line.removesuffix("\n") if newline is None else line
+def _lines(file: io.BufferedReader, source: Source, newline: str | None = None) -> Iterator[tuple[str, bool]]:
+    """Lines of text, without their ends where `newline` is None, and whether each was cut for its length.
+
+    Bytes that are not UTF-8 come as surrogates; in another encoding they end in a UserError.
+    """
+    utf_8 = source.encoding == "utf-8"
+    encoding = "utf-8-sig" if utf_8 else source.encoding
+    text = io.TextIOWrapper(file, encoding, errors="surrogateescape" if utf_8 else "strict", newline=newline)
+    number = 0
+    try:
+        while line := text.readline(MAX_LINE):
+            number += 1
+            cut = len(line) == MAX_LINE and not line.endswith("\n")
+            if cut:
+                line = line[:KEPT_OF_LINE]
+                while (rest := text.readline(MAX_LINE)) and not rest.endswith("\n"):
+                    pass
+            yield line.removesuffix("\n") if newline is None else line, cut
+    except UnicodeError:
+        # What was decoded ahead may have held the fault, so this is the first line that it can be in.
+        raise UserError(
+            f"{shown(source.path)}, line {number + 1} or later: not {source.encoding}; name the right encoding"
+        ) from None
 
 
 def _pick(number: int, record: Any, columns: Columns, error: str | None = None) -> Row:
@@ -164,14 +203,31 @@ def _pick(number: int, record: Any, columns: Columns, error: str | None = None) 
     return make_row(number, text, kind, group, split, error)
 
 
-def _parse(line: str) -> tuple[Any, str | None]:
+def _parse(line: str, cut: bool = False) -> tuple[Any, str | None]:
     """(value, error) of a line."""
+    if cut:
+        return None, LONG_LINE
     if utf8(line) != line:
         return None, NOT_UTF8
     try:
-        return json.loads(line), None
+        return json.loads(line, object_pairs_hook=_object), None
+    except _KeyTwice as error:
+        return None, str(error)
     except (ValueError, RecursionError):
         return None, NOT_JSON
+
+
+class _KeyTwice(ValueError):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Python would keep the last of two equal keys, and lose the other without a word."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _KeyTwice(f"key {utf8(next(name for name in names if names.count(name) > 1))[:80]!r} twice in an object")
+    return found
 
 
 def _keys(values: Iterable[Any], source: Source) -> dict[str, str]:

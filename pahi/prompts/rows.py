@@ -13,11 +13,13 @@ NOT_UTF8 = "not utf-8"
 NOT_JSON = "not JSON"
 NO_TEXT = "no text"
 EMPTY = "empty"
+NO_MATCH = "does not match the source's pattern"
+LONG_LINE = "a line of more than 32 Mi characters"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A prompt before cleaning. `error` says why it cannot be used: not utf-8, not JSON, no text or empty."""
+    """A prompt before cleaning. `error` says why it cannot be used: not utf-8, not JSON, no text, empty, ..."""
 
     row: int  # counted from 1, the header not counted
     text: str | None

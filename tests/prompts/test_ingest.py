@@ -10,21 +10,38 @@ from hypothesis import strategies as st
 from pahi.artifacts.schemas import PROMPTS, REJECTS
 from pahi.errors import UserError
 from pahi.prompts import Row, clean, ingest_rows, prompt_id, read_source, split_of
+from pahi.prompts.reasons import REASONS
 from pahi.settings import Ingest, Source
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "prompts"
 
 
 def ingest(**values):
-    return Ingest(sources=[Source(path="a.txt")], **values)
+    return Ingest(sources=[Source(path="a.txt")], **{"near_duplicates": "ignore", **values})
 
 
-def run(*rows, known=None, **values):
-    prompts, rejects = ingest_rows([("s", row) for row in rows], ingest(**values), known or {})
-    assert len(prompts) + len(rejects) == len(rows)
-    pa.Table.from_pylist(prompts, PROMPTS).validate(full=True)
-    pa.Table.from_pylist(rejects, REJECTS).validate(full=True)
-    return prompts, rejects
+def known_prompts(*texts_and_splits):
+    rows = [
+        {
+            "prompt_id": prompt_id(text), "text": text, "original": text, "source": "old", "row": 1, "flags": [],
+            "group": prompt_id(text), "split": split, "cluster": prompt_id(text), "parameters": [], "weights": [],
+        }
+        for text, split in texts_and_splits
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows, PROMPTS)
+
+
+def run(*rows, known=(), evaluation=(), weights=None, **values):
+    rows = [row if isinstance(row, tuple) else ("s", row) for row in rows]
+    guarded = [("eval", Row(i, text)) for i, text in enumerate(evaluation, start=1)]
+    found = ingest_rows(rows, ingest(**values), known_prompts(*known), guarded, weights)
+    assert len(found.prompts) + len(found.rejects) == len(rows)
+    found.prompts.validate(full=True)
+    found.rejects.validate(full=True)
+    assert found.prompts.schema.equals(PROMPTS) and found.rejects.schema.equals(REJECTS)
+    rejects = found.rejects.to_pylist()
+    assert {r["reason"] for r in rejects} <= set(REASONS)
+    return found.prompts.to_pylist(), rejects
 
 
 ROWS = st.builds(
@@ -38,15 +55,13 @@ ROWS = st.builds(
 )
 
 
-@given(st.lists(ROWS, max_size=12), st.integers(1, 8))
+@given(st.lists(ROWS, max_size=12), st.integers(1, 8), st.sampled_from(["ignore", "keep", "drop"]))
 @settings(max_examples=60)
-def test_rows_in_are_prompts_and_rejects_out(rows, longest):
-    known = {prompt_id("a"): "test"}
-    prompts, rejects = run(*rows, known=known, max_characters=longest)
+def test_rows_in_are_prompts_and_rejects_out(rows, longest, near):
+    prompts, rejects = run(*rows, known=[("a", "test")], max_characters=longest, near_duplicates=near)
     identities = [p["prompt_id"] for p in prompts]
-    assert len(set(identities)) == len(identities) and not set(identities) & set(known)
+    assert len(set(identities)) == len(identities) and prompt_id("a") not in identities
     assert all(p["prompt_id"] == prompt_id(p["text"]) and len(p["text"]) <= longest for p in prompts)
-    assert {r["reason"] for r in rejects} <= {"empty", "unreadable", "too_long", "duplicate", "known"}
     assert Counter(r.row for r in rows) == Counter(r["row"] for r in prompts + rejects)
 
 
@@ -55,7 +70,7 @@ def test_reasons():
         Row(1, "a fox"), Row(2, " a  fox\n"), Row(3, ""), Row(4, "\u200b"), Row(5, None, error="no text"),
         Row(6, "\ufffd", error="not utf-8"), Row(7, "x" * 11), Row(8, "old"), Row(9, "c", split="dev"),
         Row(10, "", error="empty"),
-        known={prompt_id("old"): "test"}, max_characters=10,
+        known=[("old", "test")], max_characters=10,
     )  # fmt: skip
     assert [(r["row"], r["reason"]) for r in rejects] == [
         (2, "duplicate"), (3, "empty"), (4, "empty"), (5, "unreadable"), (6, "unreadable"), (7, "too_long"),
@@ -71,6 +86,7 @@ def test_a_prompt_row_says_where_it_is_from():
     assert prompt == {
         "prompt_id": prompt_id("salt & pepper"), "text": "salt & pepper", "original": " salt &amp; pepper",
         "source": "s", "row": 7, "kind": "food", "group": "g", "split": "test", "flags": ["html", "whitespace"],
+        "cluster": prompt_id("salt & pepper"), "parameters": [], "weights": [],
     }  # fmt: skip
 
 
