@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VERSION_KEY = b"pahi_schema_version"
 
 
@@ -99,7 +99,23 @@ IMAGE_SCORES = pa.schema(
         field("arm", pa.string(), "pahi, hpi, or standard for the control group"),
         field("reward", pa.string(), "name of the reward model"),
         field("score", pa.float32(), "its raw score; null where the picture failed", nullable=True),
-        field("uplift_scale", pa.float32(), "the reward's unit: pooled within-prompt standard deviation"),
+        field(
+            "uplift_scale", pa.float32(), "the reward's unit: pooled within-prompt standard deviation; NaN if unknown"
+        ),
+        field("seed", pa.int64(), "the seed of its noise, together with the prompt_id"),
+    ]
+)
+
+CANDIDATES = pa.schema(
+    [
+        field("image_id", pa.string(), "prompt_id, arm and seed of the candidate; an image of `images` where kept"),
+        field("prompt_id", pa.string(), "its prompt"),
+        field("arm", pa.string(), "pahi, hpi, or standard for the control group"),
+        field("seed", pa.int64(), "the seed of its noise, together with the prompt_id"),
+        field("picture", pa.int32(), "which of the prompt's pictures it was drawn for, counted from 0"),
+        field("reward", pa.string(), "name of the reward model"),
+        field("score", pa.float32(), "its raw score; null where the picture failed", nullable=True),
+        field("kept", pa.bool_(), "whether it is the best of its candidates by the training rewards"),
     ]
 )
 
@@ -124,6 +140,8 @@ IMAGES = pa.schema(
         field("dtype", pa.string(), "the networks' precision"),
         field("noise_norm", pa.float32(), "norm of x_T over sqrt(d)"),
         field("kl", pa.float32(), "KL from the prior, nats a dimension"),
+        field("generator_revision", pa.string(), "the Hub's commit of the generator", nullable=True),
+        field("candidates", pa.int32(), "how many drawings it is the best of, by the training rewards"),
     ]
 )
 
@@ -132,7 +150,7 @@ def noise_schema(shape: tuple[int, ...]) -> pa.Schema:
     """Predicted mu and sigma of each prompt."""
     return pa.schema(
         [
-            field("prompt_id", pa.string(), "the prompt"),
+            field("prompt_id", pa.string(), "the prompt, or * where mu and sigma are the same for all"),
             tensor_field("mu", shape, "mean of x_T", pa.float16()),
             tensor_field("sigma", shape, "standard deviation of x_T", pa.float16()),
         ]
