@@ -129,7 +129,7 @@ class Store:
         try:
             self.fs.pipe_file(self.path(key), data, mode="create")
         except FileExistsError:
-            # After an attempt whose answer was lost, which the HTTP client makes again by itself, what is there is ours.
+            # The HTTP client itself makes a request again whose answer was lost: what is there may be ours.
             return self.fs.cat_file(self.path(key)) == data
         return True
 

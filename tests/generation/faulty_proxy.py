@@ -1,6 +1,7 @@
 """An HTTP proxy in front of a real S3 server that refuses, resets, loses answers, tears them and falls silent."""
 
 import http.client
+import itertools
 import random
 import socket
 import struct
@@ -22,6 +23,7 @@ class FaultyProxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = urlsplit(upstream).netloc
         self.share, self.stall, self.random = share, stall, random.Random(seed)
+        self.kinds = itertools.cycle(FAULTS)
         self.faults: Counter[str] = Counter()
         self.requests = 0
         self.away_until = 0.0
@@ -39,7 +41,7 @@ class FaultyProxy(ThreadingHTTPServer):
             if time.monotonic() < self.away_until:
                 fault = "away"
             elif self.random.random() < self.share:
-                fault = self.random.choice(FAULTS)
+                fault = next(self.kinds)
             self.faults[fault or "none"] += 1
             return fault
 
