@@ -11,6 +11,7 @@ from pahi.errors import StageFailed
 from pahi.settings import Settings
 
 ROUNDS = 3  # of flow runs for shards that are still missing
+LARGEST = 1000  # groups: each has a thread here that waits for it
 
 
 @flow(name="pahi", flow_run_name="generate-{settings.name}", persist_result=False)
@@ -38,18 +39,21 @@ def spread(settings: Settings, fan_out: int) -> None:
     logger = get_run_logger()
     parameters = settings.model_dump(mode="json")
     for attempt in range(ROUNDS):
-        missing = groups(settings, fan_out)
+        missing = groups(settings, min(fan_out, LARGEST))
         if not missing:
             return
         count = sum(len(group) for group in missing)
         logger.info("%d shards in %d flow runs, round %d of %d", count, len(missing), attempt + 1, ROUNDS)
 
-        def one(group: list[tuple[int, int]]) -> str:
+        # All together ask the server some fifty times a second at most.
+        seconds = max(2.0, len(missing) / 50)
+
+        def one(group: list[tuple[int, int]], seconds: float = seconds) -> str:
             run: Any = run_deployment(
                 "pahi/generate-shards",
                 parameters={"settings": parameters, "shards": group},
                 as_subflow=False,
-                poll_interval=2,
+                poll_interval=seconds,
             )
             return str(run.state_name)
 

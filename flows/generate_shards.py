@@ -1,9 +1,13 @@
 """pahi/generate-shards: draws one group of shards; a flow run of pahi/generate starts many of these."""
 
-from prefect import flow, task
+import time
 
-from flows.common import DEFAULT, RETRIED, Result, _Progress
+from prefect import flow, get_run_logger, task
+
+from flows.common import DEFAULT, RETRIED, Result
 from pahi.settings import Settings
+
+SECONDS_BETWEEN_LINES = 30.0  # a thousand of these run at once
 
 
 @flow(name="pahi", flow_run_name="generate-shards-{settings.name}", persist_result=False)
@@ -22,7 +26,13 @@ def draw_task(settings: Settings, shards: list[tuple[int, int]]) -> Result:
     """Draws the shards in this process."""
     from pahi.stages.generate import draw_group
 
-    progress = _Progress(settings.name)
-    result = draw_group(settings, shards, progress)
-    progress.close()
-    return result
+    logger, last, drawn = get_run_logger(), time.monotonic(), 0
+
+    def progress(stage: str, done: int, total: int, note: str) -> None:
+        nonlocal last, drawn
+        drawn += 1
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            logger.info("%d of at most %d shards drawn", drawn, len(shards))
+
+    return draw_group(settings, shards, progress)

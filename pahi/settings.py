@@ -233,6 +233,7 @@ class Generate(Tree):
     seed: int = Field(1000, ge=0, description="Seed of a prompt's first picture; the next ones follow.")
     format: Literal["png", "webp", "jpeg"] = Field("png", description="How pictures are encoded.")
     quality: int = Field(90, ge=1, le=100, description="Quality of webp and jpeg.")
+    keep_noise: bool = Field(True, description="Write each prompt's mu and sigma: 64 kB for a latent of 4x64x64.")
     max_bad_fraction: float = Field(
         0.05, ge=0, le=1, description="A larger share of failed rows stops the run.", json_schema_extra=RUNTIME
     )

@@ -38,6 +38,17 @@ def read_tensor(table: pa.Table, name: str) -> np.ndarray:
 
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 
+
+def with_features(fields: list[pa.Field]) -> pa.Schema:
+    """A schema with the metadata that makes `datasets` and the Hub viewer show its pictures."""
+    features = {f.name: _feature(f.type) for f in fields}
+    return pa.schema(fields, metadata={b"huggingface": json.dumps({"info": {"features": features}}).encode()})
+
+
+def _feature(kind: pa.DataType) -> dict[str, str]:
+    return {"_type": "Image"} if kind == IMAGE else {"dtype": str(kind), "_type": "Value"}
+
+
 PROMPTS = pa.schema(
     [
         field("prompt_id", pa.string(), "first 20 hexadecimal digits of the sha256 of the cleaned text"),
@@ -119,7 +130,7 @@ CANDIDATES = pa.schema(
     ]
 )
 
-IMAGES = pa.schema(
+IMAGES = with_features(
     [
         field("image_id", pa.string(), "prompt_id, arm and seed"),
         field("prompt_id", pa.string(), "the prompt"),
@@ -183,15 +194,7 @@ def curated_schema(rewards: list[str]) -> pa.Schema:
     fields.insert(3, field("kind", pa.string(), "the source's own category of the prompt", nullable=True))
     fields += [field(f"score_{name}", pa.float32(), f"raw score of {name}", nullable=True) for name in rewards]
     fields += [IMAGES.field(name) for name in ("generator", "generator_hash", "predictor_hash")]
-    features = {f.name: _feature(f.type) for f in fields}
-    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    return pa.schema(fields, metadata=metadata)
-
-
-def _feature(kind: pa.DataType) -> dict[str, str]:
-    if kind == IMAGE:
-        return {"_type": "Image"}
-    return {"dtype": str(kind), "_type": "Value"}
+    return with_features(fields)
 
 
 EVALUATED = pa.schema(

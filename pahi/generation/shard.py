@@ -169,7 +169,7 @@ class Shard:
     def _noise_table(self) -> pa.Table:
         """mu and sigma of each prompt; of all of them, once a partition, where they are the same."""
         schema = noise_schema(self.drawer.generator.latent_shape)
-        rows = sorted(self._pooled)
+        rows = sorted(self._pooled) if self.origin.settings.keep_noise else []
         if self.drawer.predictor.kind in GLOBAL:
             rows = rows[:1] if self.first else []
         distribution = self.drawer.distribution(torch.stack([self._pooled[row] for row in rows])) if rows else None

@@ -4,11 +4,14 @@ Shards are drawn in this process, by several of this machine, or by flow runs el
 is which manifests are there.
 """
 
+import itertools
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -79,16 +82,36 @@ class Target:
     settings: Any
     inputs: dict[str, str]
     kind: str  # the arm that the predictor draws
-    _prompts: pa.Table | None = None
+    _part: tuple[str, pa.Table] | None = None
+
+    @cached_property
+    def _ends(self) -> list[tuple[int, str]]:
+        """For each of the prompts' own shards, the number of rows up to its end, and its name."""
+        entries = self.partition.require().data["shards"]
+        ends = itertools.accumulate(entry["tables"]["prompts"]["rows"] for entry in entries)
+        return list(zip(ends, (entry["name"] for entry in entries), strict=True))
 
     @property
-    def prompts(self) -> pa.Table:
-        if self._prompts is None:
-            self._prompts = self.partition.read("prompts", ["prompt_id", "text"])
-        return self._prompts
+    def rows(self) -> int:
+        return self._ends[-1][0]
 
     def shards(self, size: int) -> int:
-        return max(1, -(-len(self.prompts) // size))
+        return max(1, -(-self.rows // size))
+
+    def prompts(self, start: int, size: int) -> pa.Table:
+        """prompt_id and text of some rows. Only the files that hold them are read, and one is kept in memory."""
+        stop = min(start + size, self.rows)
+        found, first = [], 0
+        for end, name in self._ends:
+            if first < stop and end > start:
+                if self._part is None or self._part[0] != name:
+                    self._part = name, self.partition.read_part("prompts", name, ["prompt_id", "text"])
+                low = max(start, first)
+                found.append(self._part[1].slice(low - first, min(stop, end) - low))
+            first = end
+        if not found:
+            return pa.table({"prompt_id": pa.array([], pa.string()), "text": pa.array([], pa.string())})
+        return pa.concat_tables(found)
 
 
 @dataclass
@@ -132,7 +155,7 @@ class Plan:
 
     def shard(self, pair: tuple[int, int], drawer: Drawer, origin: Origin, commit: Any = None) -> Shard:
         partition, i = pair
-        prompts = self.targets[partition].prompts.slice(i * self.size, self.size).to_pylist()
+        prompts = self.targets[partition].prompts(i * self.size, self.size).to_pylist()
         return Shard(f"partition {partition}, shard {i}", shard_name(i), prompts, drawer, origin, commit, first=i == 0)
 
 
@@ -169,7 +192,8 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[list[Output], bool]:
         )
     for target in unfinished:
         finish(plan, target)
-        device = None if spread else device_name(ctx.device)
+        # Where others drew, and who knows on what, pictures are not expected again to the bit.
+        device = None if spread or not undone else device_name(ctx.device)
         facts = {"device": device, "batch": report.batch, "waited": round(report.waited, 3), "drawn": len(undone)}
         target.output.write_run(environment(started, **facts))
     return outputs, False
@@ -181,10 +205,12 @@ def draw(plan: Plan, pairs: Sequence[tuple[int, int]], step: Callable[[], None] 
         return engine.Report()
     ctx = plan.ctx
     drawer, origin = plan.drawer(), plan.origin()
-    total = sum(len(target.prompts) for target in plan.targets)
-    left = sum(len(plan.targets[p].prompts.slice(i * plan.size, plan.size)) for p, i in pairs)
-    done = total - left
-    tallies = {p: Tally(plan, p, [i for q, i in pairs if q == p]) for p in {p for p, _ in pairs}}
+    total = sum(target.rows for target in plan.targets)
+    left = Counter[int]()
+    for p, i in pairs:
+        left[p] += max(0, min(plan.size, plan.targets[p].rows - i * plan.size))
+    done = total - left.total()
+    tallies = {p: Tally(plan, p, rows) for p, rows in left.items()}
 
     def commit_to(p: int) -> Callable[[Shard, Callable[[], Built]], None]:
         def commit(shard: Shard, build: Callable[[], Built]) -> None:
@@ -227,9 +253,9 @@ class _Lazy(Sequence[engine.Work]):
 class Tally:
     """Counts rows and bad ones as shards are built, and stops the run before it fills the store with failures."""
 
-    def __init__(self, plan: Plan, partition: int, shards: list[int]) -> None:
+    def __init__(self, plan: Plan, partition: int, prompts: int) -> None:
         self.url, self.s = plan.targets[partition].output.url, plan.ctx.settings.generate
-        self.enough = min(ENOUGH, sum(_expected(plan, partition, i) for i in shards))
+        self.enough = min(ENOUGH, prompts * self.s.images_per_prompt)
         self.rows, self.reasons, self.lock = 0, dict[str, int](), threading.Lock()
 
     def add(self, statistics: dict[str, Any]) -> None:
@@ -249,26 +275,21 @@ class Tally:
                 )
 
 
-def _expected(plan: Plan, partition: int, shard: int) -> int:
-    target = plan.targets[partition]
-    ids = target.prompts.column("prompt_id").slice(shard * plan.size, plan.size).to_pylist()
-    return kept_rows(ids, plan.ctx.settings.generate, target.kind)
-
-
 def finish(plan: Plan, target: Target) -> None:
     """Reconciles a partition's shards, which may have been drawn anywhere, and writes its manifest."""
     shards = [shard_name(i) for i in range(target.shards(plan.size))]
     entries = target.output.shard_manifests(shards)
-    tally = Tally(plan, plan.targets.index(target), list(range(len(shards))))
+    tally = Tally(plan, plan.targets.index(target), target.rows)
     for i, (shard, entry) in enumerate(zip(shards, entries, strict=True)):
         if entry is None:
             raise StageFailed(f"{target.output.url}: shard {shard} is missing; run again to draw it")
-        planned, rows = _expected(plan, plan.targets.index(target), i), entry["tables"]["images"]["rows"]
+        ids = target.prompts(i * plan.size, plan.size).column("prompt_id").to_pylist()
+        planned, rows = kept_rows(ids, plan.ctx.settings.generate, target.kind), entry["tables"]["images"]["rows"]
         if rows != planned:
             raise PahiError(f"{target.output.url}: {planned} pictures were planned in {shard} and {rows} written")
         tally.add(entry["statistics"])
     summary = {
-        "prompts": len(target.prompts),
+        "prompts": target.rows,
         "images": tally.rows,
         "failed": sum(tally.reasons.values()),
         "reasons": tally.reasons,
@@ -291,8 +312,12 @@ def draw_group(settings: Settings, group: workers.Group, progress: Any = None) -
     """Draws one group's shards, less those that are there meanwhile. Raises StageFailed when some of them failed."""
     ctx = Context(settings, progress) if progress else Context(settings)
     plan = prepare(ctx, ingest.chain(ctx))
-    left = set(plan.undone())
-    mine = [pair for pair in map(tuple, group) if pair in left]
+    mine = []
+    for partition, shards in itertools.groupby(sorted(group), key=lambda pair: pair[0]):
+        numbers = [shard for _, shard in shards]
+        # Its own shards' manifests alone: a listing of all of them would be made by every group.
+        there = plan.targets[partition].output.shard_manifests([shard_name(i) for i in numbers])
+        mine += [(partition, i) for i, entry in zip(numbers, there, strict=True) if entry is None]
     report = draw(plan, mine)
     if report.failed:
         raise StageFailed(f"{len(report.failed)} of {len(mine)} shards failed: {next(iter(report.failed.values()))}")

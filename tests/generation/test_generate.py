@@ -117,6 +117,24 @@ def test_a_global_gaussian_is_stored_once(tmp_path: Path) -> None:
     assert noise.column("prompt_id").to_pylist() == [EVERY_PROMPT]
     residual, _ = run(world(tmp_path / "s", tmp_path, kind="residual"))
     assert len(residual.read("noise")) == 0, "no Gaussian: it is drawn again from the checkpoint"
+    without, _ = run(world(tmp_path / "s", tmp_path, "generate.keep_noise=false"))
+    assert len(without.read("noise")) == 0
+
+
+def test_prompts_are_read_by_the_shard_however_they_lie(tmp_path: Path) -> None:
+    """Shards of pictures that begin and end within the prompts' own shards, and a partition of its own for growth."""
+    sets = ["ingest.shard_rows=7", "generate.shard_rows=10"]
+    ctx = world(tmp_path / "s", tmp_path, *sets)
+    output, _ = run(ctx)
+    assert len(output.require().data["shards"]) == 4
+    ids = ingest.chain(ctx).prompts(["prompt_id"])["prompt_id"].to_pylist()
+    drawn = [r["prompt_id"] for r in output.read("images", ["prompt_id", "arm"]).to_pylist() if r["arm"] == "pahi"]
+    assert drawn == ids
+    grown = world(tmp_path / "s", tmp_path, *sets, texts=plain(55))
+    outputs, skipped = generate.run(grown, ingest.chain(grown))
+    assert not skipped and outputs[0].url == output.url
+    assert [o.require().summary["prompts"] for o in outputs] == [40, 15]
+    assert redraw(grown, 12)[0]["detail"].startswith("12 of 12")
 
 
 def test_bad_rows_have_their_reason_and_stop_nothing(tmp_path: Path) -> None:
