@@ -1,17 +1,69 @@
-"""pahi/generate: draws pictures in bulk."""
+"""pahi/generate: draws pictures in bulk, in its own process or by flow runs of pahi/generate-shards."""
 
-from prefect import flow
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from flows.common import DEFAULT, Result, run_one
+from prefect import flow, get_run_logger
+from prefect.deployments import run_deployment
+
+from flows.common import DEFAULT, Result, run_one, stage_task
+from pahi.errors import StageFailed
 from pahi.settings import Settings
+
+ROUNDS = 3  # of flow runs for shards that are still missing
+LARGEST = 1000  # groups: each has a thread here that waits for it
 
 
 @flow(name="pahi", flow_run_name="generate-{settings.name}", persist_result=False)
-def generate(settings: Settings = DEFAULT, with_upstream: bool = False) -> Result:
+def generate(settings: Settings = DEFAULT, with_upstream: bool = False, fan_out: int = 0) -> Result:
     """Draws pictures in bulk.
 
     Args:
         settings: The run's settings; `pahi presets NAME` prints a preset's.
         with_upstream: Run the stages that this one reads first, where they are not finished.
+        fan_out: Groups of shards to run as flow runs of pahi/generate-shards, several times more than workers; 0 draws
+            them here.
     """
+    if fan_out:
+        if with_upstream:
+            for stage in ("ingest", "cache", "train"):
+                stage_task.with_options(name=stage)(stage, settings, pipeline=True)
+        spread(settings, fan_out)
     return run_one("generate", settings, with_upstream)
+
+
+def spread(settings: Settings, fan_out: int) -> None:
+    """Has every missing shard drawn elsewhere; believes manifests alone, whatever the flow runs say of themselves."""
+    from pahi.stages.generate import groups
+
+    logger = get_run_logger()
+    parameters = settings.model_dump(mode="json")
+    for attempt in range(ROUNDS):
+        missing = groups(settings, min(fan_out, LARGEST))
+        if not missing:
+            return
+        count = sum(len(group) for group in missing)
+        logger.info("%d shards in %d flow runs, round %d of %d", count, len(missing), attempt + 1, ROUNDS)
+
+        # All together ask the server some fifty times a second at most.
+        seconds = max(2.0, len(missing) / 50)
+
+        def one(group: list[tuple[int, int]], seconds: float = seconds) -> str:
+            run: Any = run_deployment(
+                "pahi/generate-shards",
+                parameters={"settings": parameters, "shards": group},
+                as_subflow=False,
+                poll_interval=seconds,
+            )
+            return str(run.state_name)
+
+        # Waiting takes a thread each; a run that cannot even be started is a round's failure, not the parent's.
+        with ThreadPoolExecutor(len(missing)) as threads:
+            for future in [threads.submit(one, group) for group in missing]:
+                try:
+                    logger.info("a group's flow run ended: %s", future.result())
+                except Exception as error:
+                    logger.warning("a group's flow run failed: %s", error)
+    left = sum(len(group) for group in groups(settings, fan_out))
+    if left:
+        raise StageFailed(f"{left} shards are still missing after {ROUNDS} rounds of flow runs; run again to draw them")

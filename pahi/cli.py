@@ -264,6 +264,7 @@ def doctor(
     reference: Annotated[
         bool, typer.Option("--reference", help="Compare ImageReward with its published package (`make image-reward`).")
     ] = False,
+    clean: Annotated[bool, typer.Option("--clean", help="Remove what dead runs left behind a day ago.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Tells what this machine and this store can do. Exit code 1 where something is missing."""
@@ -271,7 +272,7 @@ def doctor(
     settings = resolve(preset, config, sets, root, name, None)
     from pahi import maintenance
 
-    _checks(maintenance.doctor(settings, reference=reference))
+    _checks(maintenance.doctor(settings, reference=reference, clean=clean))
 
 
 # ---------------------------------------------------------------------------------------------------------- settings

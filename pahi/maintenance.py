@@ -18,8 +18,10 @@ import pyarrow.parquet as pq
 
 from pahi.artifacts import Output, Store
 from pahi.artifacts.fingerprint import content_hash
+from pahi.artifacts.schemas import VERSION_KEY
+from pahi.artifacts.store import AGE
 from pahi.errors import PahiError, UserError
-from pahi.generation.pictures import pixels_sha256
+from pahi.generation.pictures import encode, pixels_sha256
 from pahi.rewards.files import pinned
 from pahi.rewards.load import kind_of, source
 from pahi.settings import RewardModel, Settings, reward_kinds
@@ -109,38 +111,62 @@ def verify(
             checks.append({"check": output.prefix, "ok": True, "detail": "not finished; a rerun continues it"})
             continue
         damaged = []
+        inspection = _Inspection()
         for shard in manifest.data["shards"]:
             for table, entry in shard["tables"].items():
-                problem = _problem(ctx.store, output.key(f"{table}/{shard['name']}.parquet"), entry)
+                key = output.key(f"{table}/{shard['name']}.parquet")
+                problem = inspection.problem(table, ctx.store.read_or_none(key), entry)
                 if problem:
                     damaged.append((shard["name"], f"{table}/{shard['name']}.parquet: {problem}"))
         for name, entry in manifest.data["files"].items():
             body = ctx.store.read_or_none(output.key(name))
             if body is None or content_hash(body) != entry["sha256"]:
                 damaged.append(("", f"{name}: {'missing' if body is None else 'sha256 differs'}"))
+        twice = inspection.twice() if not damaged else 0
         if damaged and repair:
             _withdraw(output, manifest.data, {shard for shard, _ in damaged if shard})
-        detail = "; ".join(text for _, text in damaged) or "hashes and counts agree"
+        detail = "; ".join(text for _, text in damaged) or "hashes, counts and schemas agree"
         if damaged:
             detail += "; withdrawn, run again to replace it" if repair else "; `pahi verify --repair`, then run again"
-        checks.append({"check": output.prefix, "ok": not damaged, "detail": detail})
+        if twice:
+            detail = f"{twice} of {manifest.rows('images')} images are there more than once"
+        checks.append({"check": output.prefix, "ok": not damaged and not twice, "detail": detail})
     if rows and all(check["ok"] for check in checks):
         checks += redraw(ctx, rows)
     return checks
 
 
-def _problem(store: Store, key: str, entry: dict[str, Any]) -> str | None:
-    data = store.read_or_none(key)
-    if data is None:
-        return "missing"
-    if content_hash(data) != entry["sha256"]:
-        return "sha256 differs"
-    try:
-        if pq.read_metadata(io.BytesIO(data)).num_rows != entry["rows"]:
+class _Inspection:
+    """Looks at one output's shards, one at a time."""
+
+    def __init__(self) -> None:
+        self.schemas: dict[str, pa.Schema] = {}
+        self.ids: list[np.ndarray] = []  # 8 bytes an image
+
+    def problem(self, table: str, data: bytes | None, entry: dict[str, Any]) -> str | None:
+        if data is None:
+            return "missing"
+        if content_hash(data) != entry["sha256"]:
+            return "sha256 differs"
+        try:
+            file = pq.ParquetFile(io.BytesIO(data))
+            schema = file.schema_arrow
+            if table == "images" and "image_id" in schema.names:
+                ids = file.read(["image_id"]).column(0).to_pylist()
+                self.ids.append(np.fromiter(map(hash, ids), np.int64, len(ids)))
+        except (pa.ArrowInvalid, OSError):
+            return "not Parquet"
+        if file.metadata.num_rows != entry["rows"]:
             return "row count differs"
-    except (pa.ArrowInvalid, OSError):
-        return "not Parquet"
-    return None
+        if VERSION_KEY not in (schema.metadata or {}):
+            return "no schema version"
+        if not schema.equals(self.schemas.setdefault(table, schema)):
+            return "schema differs from the first shard's"
+        return None
+
+    def twice(self) -> int:
+        ids = np.concatenate(self.ids) if self.ids else np.empty(0)
+        return len(ids) - len(np.unique(ids))
 
 
 def _withdraw(output: Output, manifest: dict[str, Any], shards: set[str]) -> None:
@@ -154,50 +180,103 @@ def _withdraw(output: Output, manifest: dict[str, Any], shards: set[str]) -> Non
 
 
 def redraw(ctx: Context, rows: int) -> list[Check]:
-    """Draws pictures again from (prompt_id, seed) and the predictor, and compares pixels."""
+    """Draws random pictures again from (prompt_id, seed) and the predictor, and compares pixels.
+
+    Bit for bit where they were drawn by one process on this machine, within TOLERANCE elsewhere.
+    """
     from PIL import Image
 
     partitions = ingest.chain(ctx)
     drawn = generate.locate_all(ctx, partitions)
-    frozen = generate.frozen_predictor(ctx, partitions)
-    if drawn is None or frozen is None:
+    if drawn is None:
         return [{"check": "redraw", "ok": True, "detail": "these settings have no finished pictures"}]
-    places = [
-        (partition, output, shard, row)
-        for partition, output in zip(partitions.outputs, drawn, strict=True)
-        for shard in output.require().data["shards"]
-        for row in range(shard["tables"]["images"]["rows"])
-    ]
-    chosen = sorted(np.random.default_rng(0).choice(len(places), size=min(rows, len(places)), replace=False).tolist())
-    drawer = generate.Drawer(ctx, frozen[1](), frozen[0], frozen[2])
-    size, batch = ctx.settings.generate.shard_rows, ctx.settings.generate.batch_size
-    same, usable, worst = 0, 0, 0.0
-    for partition, output, shard, row in (places[i] for i in chosen):
-        stored = (
-            output.read_part("images", shard["name"], ["image", "status", "pixels_sha256"]).slice(row, 1).to_pylist()[0]
-        )
+    plan = generate.prepare(ctx, partitions)
+    shards = [(p, shard) for p, output in enumerate(drawn) for shard in output.require().data["shards"]]
+    ends = np.cumsum([shard["tables"]["images"]["rows"] for _, shard in shards])
+    total = int(ends[-1]) if len(ends) else 0
+    chosen = sorted(np.random.default_rng().choice(total, size=min(rows, total), replace=False).tolist())
+    drawer, origin = plan.drawer(), plan.origin()
+    batch = ctx.settings.generate.batch_size
+    same, usable, worst, exact = 0, 0, 0.0, True
+    for place in chosen:
+        which = int(np.searchsorted(ends, place, side="right"))
+        partition, entry = shards[which]
+        output = drawn[partition]
+        row = place - (int(ends[which - 1]) if which else 0)
+        columns = ["image", "status", "pixels_sha256", "prompt_id", "seed", "arm"]
+        stored = output.read_part("images", entry["name"], columns).slice(row, 1).to_pylist()[0]
         if stored["status"] != "ok":
             continue
         usable += 1
+        exact = exact and _here(ctx, output.read_run())
+        number = output.require().data["shards"].index(entry)
+        shard = plan.shard((partition, number), drawer, origin)
+        name = (stored["prompt_id"], stored["seed"], stored["arm"])
+        samples = shard.plan
+        names = [(shard.prompts[s.prompt]["prompt_id"], s.seed, s.arm) for s in samples]
         # The same batch again, not the row alone: its neighbours move the last bits of a float.
-        first = output.require().data["shards"].index(shard) * size
-        prompts = partition.read("prompts", ["prompt_id", "text"]).slice(first, size).to_pylist()
-        drawer.prepare(prompts)
-        start = row // batch * batch
-        pixels = drawer.draw(prompts, drawer.samples(prompts)[start : start + batch])["pixels"][row - start]
-        before = np.asarray(Image.open(io.BytesIO(stored["image"]["bytes"])).convert("RGB"))
-        worst = max(worst, float(np.abs(pixels.astype(int) - before).mean()) / 255)
+        start = names.index(name) // batch * batch
+        again = drawer.draw(shard.prompts, samples[start : start + batch], {})
+        again.ready()
+        pixels = again.pixels[names.index(name) - start].numpy()
         same += pixels_sha256(pixels) == stored["pixels_sha256"]
-    lossy = ctx.settings.generate.format != "png"
-    limit = 0.05 if lossy else TOLERANCE
-    detail = f"{same} of {usable} drawn again to the bit; largest mean difference {worst:.5f}, tolerance {limit:.3f}"
-    return [{"check": "redraw", "ok": worst <= limit, "detail": detail}]
+        # Both as they are read, since JPEG and WebP do not keep every bit.
+        s = ctx.settings.generate
+        now, then = (
+            np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+            for data in (encode(pixels, s.format, s.quality), stored["image"]["bytes"])
+        )
+        worst = max(worst, float(np.abs(now - then).mean()) / 255)
+    detail = (
+        f"{same} of {usable} drawn again to the bit; largest mean difference {worst:.5f}, tolerance {TOLERANCE:.3f}"
+    )
+    if exact and same < usable:
+        detail += "; they were drawn on this very machine, so every one should be"
+    return [{"check": "redraw", "ok": worst <= TOLERANCE and (same == usable or not exact), "detail": detail}]
 
 
-def doctor(settings: Settings, *, reference: bool = False) -> list[Check]:
+def _here(ctx: Context, run: dict[str, Any]) -> bool:
+    """Whether a run was this machine's and in whole batches, so that its pictures can be had again to the bit."""
+    import torch
+
+    device = generate.device_name(ctx.device)  # sets the number of threads too
+    now = {"host": platform.node(), "torch": torch.__version__, "threads": torch.get_num_threads(), "device": device}
+    return run.get("batch") is None and {key: run.get(key) for key in now} == now
+
+
+def leftovers(store: Store, *, clean: bool = False, age: float = AGE) -> Check:
+    """What dead runs left behind and no reader sees; with `clean`, removes it.
+
+    Temporary files and unfinished uploads older than `age` seconds, probes, and shards that the manifest of their
+    finished stage does not list.
+    """
+    found = store.clean(age) if clean else store.leftovers(age)
+    keys = store.list("_probe")
+    for output in outputs(store):
+        manifest = output.manifest()
+        if manifest is not None:
+            known = {f"_manifest/{shard['name']}.json" for shard in manifest.data["shards"]}
+            known |= {
+                f"{table}/{shard['name']}.parquet" for shard in manifest.data["shards"] for table in shard["tables"]
+            }
+            there = [key.removeprefix(f"{output.prefix}/") for key in store.list(output.prefix)]
+            keys += [output.key(key) for key in there if "/part-" in f"/{key}" and key not in known]
+    if clean:
+        for key in keys:
+            store.delete(key)
+    found += [store.url(key) for key in keys]
+    if not found:
+        return {"check": "leftovers", "ok": True, "detail": "none of dead runs"}
+    shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
+    what = "removed" if clean else "of dead runs, which `pahi doctor --clean` removes:"
+    return {"check": "leftovers", "ok": True, "detail": f"{what} {shown}"}
+
+
+def doctor(settings: Settings, *, reference: bool = False, clean: bool = False) -> list[Check]:
     """What this machine and this store can do; one row a check, with what to do about it.
 
-    With `reference`, ImageReward's scores beside those of its published package too.
+    With `reference`, ImageReward's scores beside those of its published package too; with `clean`, what dead runs left
+    behind is removed.
     """
     import torch
 
@@ -214,6 +293,7 @@ def doctor(settings: Settings, *, reference: bool = False) -> list[Check]:
 
     ctx = Context(settings)
     attempt("store", lambda: _probe(ctx.store))
+    attempt("leftovers", lambda: leftovers(ctx.store, clean=clean)["detail"])
     attempt("generator", lambda: f"{settings.generator.id}, weights {ctx.model_hashes['generator'][:12]}")
     for model in ctx.reward_models:
         attempt(f"reward {model.name}", lambda m=model: _describe(ctx, m))  # type: ignore[misc]
@@ -312,5 +392,7 @@ def _probe(store: Store) -> str:
         kept = store.read(key) == b"first" and not again
     finally:
         store.delete(key)
-    promise = "create-only honoured" if kept else "create-only NOT honoured: run one writer at a time"
+    promise = "create-only honoured"
+    if not kept:
+        promise = "create-only NOT honoured: two writers of one shard both succeed, and the last one's bytes stay"
     return f"{store.root} can be written and read, {promise}"

@@ -387,13 +387,23 @@ class Generate(Tree):
 
     predictor: str | None = Field(None, description="Folder or Hub id of a predictor; the dataset's own where empty.")
     images_per_prompt: int = Field(1, ge=1, description="Pictures a prompt.")
+    best_of: int = Field(1, ge=1, description="Drawings of which the best by the training rewards is each picture.")
     control_fraction: float = Field(0.1, ge=0, le=1, description="Share of rows also drawn from the standard Gaussian.")
     seed: int = Field(1000, ge=0, description="Seed of a prompt's first picture; the next ones follow.")
     format: Literal["png", "webp", "jpeg"] = Field("png", description="How pictures are encoded.")
     quality: int = Field(90, ge=1, le=100, description="Quality of webp and jpeg.")
-    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="A larger share of failed rows stops the run.")
+    keep_noise: bool = Field(True, description="Write each prompt's mu and sigma: 64 kB for a latent of 4x64x64.")
+    max_bad_fraction: float = Field(
+        0.05, ge=0, le=1, description="A larger share of failed rows stops the run.", json_schema_extra=RUNTIME
+    )
     shard_rows: int = Field(256, ge=1, description="Prompts a shard.")
-    batch_size: int = Field(32, ge=1, description="Pictures at once.")
+    batch_size: int = Field(32, ge=1, description="Pictures at once; halved where memory does not suffice.")
+    encoders: int | None = Field(
+        None, ge=1, description="Threads that encode pictures; one a core where empty.", json_schema_extra=RUNTIME
+    )
+    workers: int = Field(
+        1, ge=1, description="Processes that draw on this machine, one a GPU.", json_schema_extra=RUNTIME
+    )
 
 
 class Curate(Tree):

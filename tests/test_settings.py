@@ -211,6 +211,9 @@ def test_runtime_settings_are_few_and_known() -> None:
         "generator.vae_slicing",
         "generator.channels_last",
         "generator.compile",
+        "generate.max_bad_fraction",
+        "generate.encoders",
+        "generate.workers",
         *calls,
     }
 

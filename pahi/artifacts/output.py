@@ -116,6 +116,16 @@ class Output:
         data = self.store.read_or_none(self.key(f"_manifest/{shard}.json"))
         return None if data is None else json.loads(data)
 
+    def committed(self) -> set[str]:
+        """The names of the shards that have a manifest, from one listing."""
+        keys = self.store.list(f"{self.prefix}/_manifest")
+        return {key.rsplit("/", 1)[-1].removesuffix(".json") for key in keys}
+
+    def shard_manifests(self, shards: list[str]) -> list[dict[str, Any] | None]:
+        """As `shard_manifest` of each, with as many requests at once as the store takes."""
+        found = self.store.read_many([self.key(f"_manifest/{shard}.json") for shard in shards])
+        return [None if data is None else json.loads(data) for data in found]
+
     def commit_shard(
         self, shard: str, build: Callable[[], tuple[Tables, dict[str, Any]]], row_group_rows: int | None = None
     ) -> dict[str, Any]:
@@ -165,12 +175,10 @@ class Output:
         summary: dict[str, Any],
     ) -> Manifest:
         """Writes manifest.json from what was committed. It holds nothing that differs from run to run."""
-        entries = []
-        for shard in shards:
-            entry = self.shard_manifest(shard)
+        entries = self.shard_manifests(shards)
+        for shard, entry in zip(shards, entries, strict=True):
             if entry is None:
                 raise PahiError(f"{self.url}: shard {shard} is missing, so the stage is not finished; run it again")
-            entries.append(entry)
         data = {
             "stage": self.stage,
             "fingerprint": self.fingerprint,

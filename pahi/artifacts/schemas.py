@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 VERSION_KEY = b"pahi_schema_version"
 
 
@@ -37,6 +37,17 @@ def read_tensor(table: pa.Table, name: str) -> np.ndarray:
 
 
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+
+
+def with_features(fields: list[pa.Field]) -> pa.Schema:
+    """A schema with the metadata that makes `datasets` and the Hub viewer show its pictures."""
+    features = {f.name: _feature(f.type) for f in fields}
+    return pa.schema(fields, metadata={b"huggingface": json.dumps({"info": {"features": features}}).encode()})
+
+
+def _feature(kind: pa.DataType) -> dict[str, str]:
+    return {"_type": "Image"} if kind == IMAGE else {"dtype": str(kind), "_type": "Value"}
+
 
 PROMPTS = pa.schema(
     [
@@ -113,11 +124,27 @@ IMAGE_SCORES = pa.schema(
         field("arm", pa.string(), "pahi, hpi, or standard for the control group"),
         field("reward", pa.string(), "name of the reward model"),
         field("score", pa.float32(), "its raw score; null where the picture failed", nullable=True),
-        field("uplift_scale", pa.float32(), "the reward's unit: pooled within-prompt standard deviation"),
+        field(
+            "uplift_scale", pa.float32(), "the reward's unit: pooled within-prompt standard deviation; NaN if unknown"
+        ),
+        field("seed", pa.int64(), "the seed of its noise, together with the prompt_id"),
     ]
 )
 
-IMAGES = pa.schema(
+CANDIDATES = pa.schema(
+    [
+        field("image_id", pa.string(), "prompt_id, arm and seed of the candidate; an image of `images` where kept"),
+        field("prompt_id", pa.string(), "its prompt"),
+        field("arm", pa.string(), "pahi, hpi, or standard for the control group"),
+        field("seed", pa.int64(), "the seed of its noise, together with the prompt_id"),
+        field("picture", pa.int32(), "which of the prompt's pictures it was drawn for, counted from 0"),
+        field("reward", pa.string(), "name of the reward model"),
+        field("score", pa.float32(), "its raw score; null where the picture failed", nullable=True),
+        field("kept", pa.bool_(), "whether it is the best of its candidates by the training rewards"),
+    ]
+)
+
+IMAGES = with_features(
     [
         field("image_id", pa.string(), "prompt_id, arm and seed"),
         field("prompt_id", pa.string(), "the prompt"),
@@ -138,6 +165,8 @@ IMAGES = pa.schema(
         field("dtype", pa.string(), "the networks' precision"),
         field("noise_norm", pa.float32(), "norm of x_T over sqrt(d)"),
         field("kl", pa.float32(), "KL from the prior, nats a dimension"),
+        field("generator_revision", pa.string(), "the Hub's commit of the generator", nullable=True),
+        field("candidates", pa.int32(), "how many drawings it is the best of, by the training rewards"),
     ]
 )
 
@@ -146,7 +175,7 @@ def noise_schema(shape: tuple[int, ...]) -> pa.Schema:
     """Predicted mu and sigma of each prompt."""
     return pa.schema(
         [
-            field("prompt_id", pa.string(), "the prompt"),
+            field("prompt_id", pa.string(), "the prompt, or * where mu and sigma are the same for all"),
             tensor_field("mu", shape, "mean of x_T", pa.float16()),
             tensor_field("sigma", shape, "standard deviation of x_T", pa.float16()),
         ]
@@ -179,15 +208,7 @@ def curated_schema(rewards: list[str]) -> pa.Schema:
     fields.insert(3, field("kind", pa.string(), "the source's own category of the prompt", nullable=True))
     fields += [field(f"score_{name}", pa.float32(), f"raw score of {name}", nullable=True) for name in rewards]
     fields += [IMAGES.field(name) for name in ("generator", "generator_hash", "predictor_hash")]
-    features = {f.name: _feature(f.type) for f in fields}
-    metadata = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    return pa.schema(fields, metadata=metadata)
-
-
-def _feature(kind: pa.DataType) -> dict[str, str]:
-    if kind == IMAGE:
-        return {"_type": "Image"}
-    return {"dtype": str(kind), "_type": "Value"}
+    return with_features(fields)
 
 
 EVALUATED = pa.schema(

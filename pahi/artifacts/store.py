@@ -6,11 +6,16 @@ linked to its key; on S3 a PUT is atomic by itself.
 
 import contextlib
 import errno
+import logging
 import os
+import random
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -19,6 +24,18 @@ from pahi.errors import PahiError, UserError
 
 TEMPORARY = ".tmp-"
 Names = list[str]  # inside Store, `list` is its method
+T = TypeVar("T")
+
+# How long a remote store may be away before a run gives up: PATIENCE once it has answered, and FIRST before, when it
+# is more likely that its address is wrong.
+PATIENCE, FIRST = 300.0, 10.0
+CONNECT_TIMEOUT, READ_TIMEOUT = 10, 30  # seconds of silence after which a request is made again
+AGE = 24 * 3600.0  # seconds after which what a writer left behind is nobody's any more
+# What a store says of itself, rather than of the request. s3fs turns codes into these.
+TRANSIENT = {errno.EBUSY, errno.EIO, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED}
+TRANSIENT |= {errno.EPIPE, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EAGAIN, getattr(errno, "EREMOTEIO", errno.EIO)}
+BROKEN_ON_THE_WAY = {"SlowDown", "RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch"}
+logger = logging.getLogger(__name__)
 
 
 class Store:
@@ -27,14 +44,27 @@ class Store:
     def __init__(self, root: str) -> None:
         """Opens `root`: a path, or any fsspec URL. Raises UserError when its kind is unknown."""
         self.root = root
+        self.patience = PATIENCE
+        self._answered = False
+        options: dict[str, Any] = {"use_listings_cache": False}
+        if root.partition("://")[0] in ("s3", "s3a"):
+            # What is tried again, and for how long, is decided in one place: _retried.
+            options["config_kwargs"] = {
+                "connect_timeout": CONNECT_TIMEOUT,
+                "read_timeout": READ_TIMEOUT,
+                "retries": {"mode": "standard", "total_max_attempts": 1},
+                "max_pool_connections": 32,
+            }
         try:
-            self.fs, self.base = fsspec.core.url_to_fs(root, use_listings_cache=False)
+            self.fs, self.base = fsspec.core.url_to_fs(root, **options)
         except TypeError:  # a file system that has no such option
             self.fs, self.base = fsspec.core.url_to_fs(root)
         except (ValueError, ImportError) as error:
             raise UserError(f"cannot open the store {root!r}: {error}") from None
         self.local = isinstance(self.fs, LocalFileSystem)
         self.base = self.base.rstrip("/")
+        if hasattr(self.fs, "retries"):
+            self.fs.retries = 1
 
     def path(self, key: str) -> str:
         """The file system's own name of a key."""
@@ -46,12 +76,23 @@ class Store:
 
     def exists(self, key: str) -> bool:
         with self._explained("read", key):
-            return self.fs.exists(self.path(key))
+            return self._retried(lambda: self.fs.exists(self.path(key)))
 
     def read(self, key: str) -> bytes:
         """An object's bytes. Raises FileNotFoundError where there is none."""
         with self._explained("read", key):
-            return self.fs.cat_file(self.path(key))
+            return self._retried(lambda: self.fs.cat_file(self.path(key)))
+
+    def read_many(self, keys: Names) -> list[bytes | None]:
+        """As `read_or_none` of each; a remote store is asked for many at once."""
+        if self.local or not getattr(self.fs, "async_impl", False):
+            return [self.read_or_none(key) for key in keys]
+        paths = [self.path(key) for key in keys]
+        with self._explained("read", keys[0] if keys else ""):
+            found: dict[str, Any] = self._retried(lambda: self.fs.cat(paths, on_error="return")) if paths else {}
+        # One that failed is read again by itself, with patience.
+        data = [found.get(path) for path in paths]
+        return [d if isinstance(d, bytes) else self.read_or_none(k) for d, k in zip(data, keys, strict=True)]
 
     def read_or_none(self, key: str) -> bytes | None:
         """An object's bytes, or None where there is none."""
@@ -61,7 +102,11 @@ class Store:
             return None
 
     def create(self, key: str, data: bytes) -> bool:
-        """Puts an object where none is, in one operation. False, and nothing changed, where there is one already."""
+        """Puts an object where none is, in one operation. False, and nothing changed, where there is one already.
+
+        On a remote store True too where the very same bytes are there: they may be ours, put by a request whose answer
+        was lost on the way.
+        """
         with self._explained("write", key):
             if self.local:
                 with self._temporary(key, data) as temporary:
@@ -78,11 +123,15 @@ class Store:
                         os.replace(temporary, self.path(key))
                     _sync_folder(self.path(key))
                 return True
-            try:
-                self.fs.pipe_file(self.path(key), data, mode="create")
-            except FileExistsError:
-                return False
-            return True
+            return self._retried(lambda: self._put(key, data))
+
+    def _put(self, key: str, data: bytes) -> bool:
+        try:
+            self.fs.pipe_file(self.path(key), data, mode="create")
+        except FileExistsError:
+            # The HTTP client itself makes a request again whose answer was lost: what is there may be ours.
+            return self.fs.cat_file(self.path(key)) == data
+        return True
 
     def create_from(self, key: str, file: Path) -> bool:
         """As `create`, from a file of any size."""
@@ -91,7 +140,7 @@ class Store:
                 return False
             if not self.local:
                 try:
-                    self.fs.put_file(str(file), self.path(key), mode="create")
+                    self._retried(lambda: self.fs.put_file(str(file), self.path(key), mode="create"))
                 except FileExistsError:
                     return False
                 return True
@@ -103,7 +152,7 @@ class Store:
     def read_to(self, key: str, file: Path) -> None:
         """Copies an object of any size to a local file. Raises FileNotFoundError where there is none."""
         with self._explained("read", key):
-            self.fs.get_file(self.path(key), str(file))
+            self._retried(lambda: self.fs.get_file(self.path(key), str(file)))
 
     def replace(self, key: str, data: bytes) -> None:
         """Puts an object, over any that is there: for what no manifest refers to (run.json, training state)."""
@@ -113,13 +162,13 @@ class Store:
                     os.replace(temporary, self.path(key))
                     _sync_folder(self.path(key))
             else:
-                self.fs.pipe_file(self.path(key), data)
+                self._retried(lambda: self.fs.pipe_file(self.path(key), data))
 
     def list(self, prefix: str) -> Names:
         """Every key below a prefix, sorted; temporary files are not objects."""
         with self._explained("list", prefix):
             try:
-                found = self.fs.find(self.path(prefix))
+                found = self._retried(lambda: self.fs.find(self.path(prefix)))
             except FileNotFoundError:
                 return []
         start = len(self.base) + 1 if self.base else 0
@@ -129,7 +178,7 @@ class Store:
         """The names directly below a prefix, sorted."""
         with self._explained("list", prefix):
             try:
-                found = self.fs.ls(self.path(prefix), detail=False)
+                found = self._retried(lambda: self.fs.ls(self.path(prefix), detail=False))
             except (FileNotFoundError, NotADirectoryError):
                 return []
         names = {name.rstrip("/").rsplit("/", 1)[-1] for name in found}
@@ -138,7 +187,65 @@ class Store:
     def delete(self, prefix: str) -> None:
         """Removes an object, or everything below a prefix."""
         with self._explained("delete", prefix), contextlib.suppress(FileNotFoundError):
-            self.fs.rm(self.path(prefix), recursive=True)
+            self._retried(lambda: self.fs.rm(self.path(prefix), recursive=True))
+
+    # ----------------------------------------------------------------------------------------------------- leftovers
+
+    def leftovers(self, age: float = AGE) -> Names:
+        """What killed writers left behind more than `age` seconds ago, as people read it.
+
+        Temporary files of a folder; on S3, multipart uploads that were never completed.
+        """
+        return [what for what, _ in self._leftovers(age)]
+
+    def clean(self, age: float = AGE) -> Names:
+        """Removes what `leftovers` lists; returns it."""
+        found = self._leftovers(age)
+        for _, remove in found:
+            remove()
+        return [what for what, _ in found]
+
+    def _leftovers(self, age: float) -> "Found":
+        found: Found = []
+        if self.local:
+            for path in sorted(Path(self.base).rglob(f"{TEMPORARY}*")):
+                with contextlib.suppress(FileNotFoundError):  # its writer has just finished
+                    if path.is_file() and time.time() - path.stat().st_mtime > age:
+                        found.append((str(path), lambda path=path: path.unlink(missing_ok=True)))  # type: ignore[misc]
+        elif hasattr(self.fs, "call_s3"):
+            bucket, _, prefix = self.path("").partition("/")
+            with self._explained("list", ""):
+                pages: dict[str, Any] = self._retried(
+                    lambda: self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix)
+                )
+            for upload in pages.get("Uploads", []):
+                if (datetime.now(UTC) - upload["Initiated"]).total_seconds() > age:
+                    one = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                    remove = lambda one=one: self.fs.call_s3("abort_multipart_upload", **one)  # noqa: E731
+                    found.append((f"unfinished upload of s3://{bucket}/{upload['Key']}", remove))
+        return found
+
+    # ----------------------------------------------------------------------------------------------------- internals
+
+    def _retried(self, call: Callable[[], T]) -> T:
+        """Calls again, with growing and random pauses, while a remote store refuses service, is silent or away."""
+        started, attempt = time.monotonic(), 0
+        while True:
+            try:
+                result = call()
+                self._answered = True
+                return result
+            except Exception as error:
+                if self.local or not transient(error):
+                    self._answered = self._answered or isinstance(error, FileNotFoundError | FileExistsError)
+                    raise
+                pause = random.uniform(0.5, 1) * min(15.0, 0.2 * 2**attempt)
+                limit = self.patience if self._answered else min(self.patience, FIRST)
+                if time.monotonic() - started + pause > limit:
+                    raise
+                attempt += 1
+                logger.info("%s: %s; attempt %d in %.1f s", self.root, _reason(error), attempt + 1, pause)
+                time.sleep(pause)
 
     @contextlib.contextmanager
     def _temporary(self, key: str, data: bytes | Path) -> Iterator[str]:
@@ -188,6 +295,30 @@ class Store:
             raise UserError(
                 f"cannot {verb} {self.url(key)}: {_reason(error)}; check --root and the credentials in the environment"
             ) from error
+
+
+Found = list[tuple[str, Callable[[], Any]]]
+
+
+def transient(error: BaseException) -> bool:
+    """Whether a request may well succeed when it is made again: the store or the network failed, not the request."""
+    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
+        return False
+    for one in (error, error.__cause__):
+        response = getattr(one, "response", None)  # botocore's ClientError, which s3fs translates
+        if isinstance(response, dict):
+            status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            code = str(response.get("Error", {}).get("Code", ""))
+            return status >= 500 or status in (408, 409, 429) or code in BROKEN_ON_THE_WAY
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if isinstance(error, OSError) and error.errno in TRANSIENT:
+        return True
+    module, name = type(error).__module__.split(".")[0], type(error).__name__
+    if module in ("botocore", "aiobotocore"):
+        words = ("Connection", "Timeout", "HTTPClient", "IncompleteRead", "ResponseStreaming")
+        return any(word in name for word in words)
+    return module in ("aiohttp", "http") or (error.__cause__ is not None and transient(error.__cause__))
 
 
 def _reason(error: Exception) -> str:

@@ -1,27 +1,39 @@
-"""Pictures in bulk: one output for each partition of prompts, with a predictor frozen by its hash."""
+"""Pictures in bulk: one output for each partition of prompts, with a predictor frozen by its hash.
 
-import hashlib
+Shards are drawn in this process, by several of this machine, or by flow runs elsewhere; whoever drew them, what counts
+is which manifests are there.
+"""
+
+import itertools
+import os
+import threading
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
 from pahi import models
 from pahi.artifacts import Output
 from pahi.artifacts.output import shard_name
-from pahi.artifacts.schemas import IMAGE_SCORES, IMAGES, noise_schema, tensor_column
-from pahi.errors import PahiError
-from pahi.generation.pictures import broken, encode, pixels_sha256
-from pahi.generators import standard_noise
-from pahi.predictors import GaussianPredictor, NoisePredictor
+from pahi.errors import PahiError, StageFailed
+from pahi.generation import engine, workers
+from pahi.generation.drawing import Drawer
+from pahi.generation.plan import kept_rows
+from pahi.generation.shard import Built, Origin, Shard
+from pahi.predictors import NoisePredictor
 from pahi.predictors.base import WEIGHTS
+from pahi.settings import Settings
 from pahi.stages import cache, ingest, train
-from pahi.stages.common import Context, environment, missing, to_uint8
+from pahi.stages.common import Context, environment, missing
 
-STAGE, VERSION = "generate", 1
-Sample = tuple[int, int, str]  # row of the shard, seed, arm
+STAGE, VERSION = "generate", 2
+ENOUGH = 100  # rows before their share of bad ones says anything
 
 
 def frozen_predictor(ctx: Context, partitions: ingest.Chain) -> tuple[str, Any, dict[str, float | None]] | None:
@@ -61,168 +73,297 @@ def locate_all(ctx: Context, partitions: ingest.Chain) -> list[Output] | None:
     return outputs if outputs and all(output.manifest() is not None for output in outputs) else None
 
 
+@dataclass
+class Target:
+    """One partition's pictures, finished or not."""
+
+    partition: Output
+    output: Output
+    settings: Any
+    inputs: dict[str, str]
+    kind: str  # the arm that the predictor draws
+    _part: tuple[str, pa.Table] | None = None
+
+    @cached_property
+    def _ends(self) -> list[tuple[int, str]]:
+        """For each of the prompts' own shards, the number of rows up to its end, and its name."""
+        entries = self.partition.require().data["shards"]
+        ends = itertools.accumulate(entry["tables"]["prompts"]["rows"] for entry in entries)
+        return list(zip(ends, (entry["name"] for entry in entries), strict=True))
+
+    @property
+    def rows(self) -> int:
+        return self._ends[-1][0]
+
+    def shards(self, size: int) -> int:
+        return max(1, -(-self.rows // size))
+
+    def prompts(self, start: int, size: int) -> pa.Table:
+        """prompt_id and text of some rows. Only the files that hold them are read, and one is kept in memory."""
+        stop = min(start + size, self.rows)
+        found, first = [], 0
+        for end, name in self._ends:
+            if first < stop and end > start:
+                if self._part is None or self._part[0] != name:
+                    self._part = name, self.partition.read_part("prompts", name, ["prompt_id", "text"])
+                low = max(start, first)
+                found.append(self._part[1].slice(low - first, min(stop, end) - low))
+            first = end
+        if not found:
+            return pa.table({"prompt_id": pa.array([], pa.string()), "text": pa.array([], pa.string())})
+        return pa.concat_tables(found)
+
+
+@dataclass
+class Plan:
+    """Everything that there is to draw, and what draws it."""
+
+    ctx: Context
+    targets: list[Target]
+    digest: str
+    predictor: NoisePredictor
+    units: dict[str, float | None]
+
+    @property
+    def size(self) -> int:
+        return self.ctx.settings.generate.shard_rows
+
+    def undone(self) -> list[tuple[int, int]]:
+        """Partition and number of every shard that has no manifest: one listing a partition, no row is read."""
+        found = []
+        for p, target in enumerate(self.targets):
+            if target.output.manifest() is None:
+                there = target.output.committed()
+                found += [(p, i) for i in range(target.shards(self.size)) if shard_name(i) not in there]
+        return found
+
+    def drawer(self) -> Drawer:
+        ctx, r = self.ctx, self.ctx.settings.rewards
+        self.predictor.check(ctx.generator.id, ctx.generator.latent_shape, ctx.generator.pooled_width)
+        return Drawer(ctx.generator, self.predictor, [ctx.reward(model) for model in (*r.train, *r.held_out)])
+
+    def origin(self) -> Origin:
+        s = self.ctx.settings
+        lineage = {
+            "generator": s.generator.id,
+            "generator_revision": self.ctx.generator.revision,
+            "generator_hash": self.ctx.model_hashes["generator"],
+            "predictor_hash": self.digest,
+            "dtype": s.generator.dtype,
+        }
+        return Origin(s.generate, lineage, self.units, {m.name: m.weight for m in s.rewards.train if m.weight})
+
+    def shard(self, pair: tuple[int, int], drawer: Drawer, origin: Origin, commit: Any = None) -> Shard:
+        partition, i = pair
+        prompts = self.targets[partition].prompts(i * self.size, self.size).to_pylist()
+        return Shard(f"partition {partition}, shard {i}", shard_name(i), prompts, drawer, origin, commit, first=i == 0)
+
+
+def prepare(ctx: Context, partitions: ingest.Chain) -> Plan:
+    """What is to be drawn. Raises UserError where nothing was trained yet."""
+    frozen = frozen_predictor(ctx, partitions)
+    if frozen is None:
+        raise missing(STAGE, train.STAGE)
+    digest, load, units = frozen
+    predictor = load()
+    targets = [Target(partition, *place(ctx, partition, digest), predictor.kind) for partition in partitions.outputs]
+    return Plan(ctx, targets, digest, predictor, units)
+
+
 def run(ctx: Context, partitions: ingest.Chain) -> tuple[list[Output], bool]:
     """Draws what no earlier run drew; returns every partition's output, and whether all were there already."""
     frozen = frozen_predictor(ctx, partitions)
     if frozen is None:
         raise missing(STAGE, train.STAGE)
-    digest, load, units = frozen
-    places = [place(ctx, partition, digest) for partition in partitions.outputs]
-    undone = [i for i, (output, _, _) in enumerate(places) if output.manifest() is None]
-    if undone:
-        predictor = load()
-        predictor.check(ctx.generator.id, ctx.generator.latent_shape, ctx.generator.pooled_width)
-        drawer = Drawer(ctx, predictor, digest, units)
-        for i in undone:
-            _partition(ctx, partitions.outputs[i], *places[i], drawer)
-    return [output for output, _, _ in places], not undone
-
-
-def _partition(ctx: Context, partition: Output, output: Output, settings: Any, inputs: Any, drawer: "Drawer") -> None:
+    outputs = [place(ctx, partition, frozen[0])[0] for partition in partitions.outputs]
+    if all(output.manifest() is not None for output in outputs):
+        return outputs, True
     started = time.time()
-    prompts = partition.read("prompts", ["prompt_id", "text"]).to_pylist()
-    size = ctx.settings.generate.shard_rows
-    shards = [shard_name(i) for i in range(max(1, -(-len(prompts) // size)))]
-    rows = bad = 0
-    for i, shard in enumerate(shards):
-        part = prompts[i * size : (i + 1) * size]
-        entry = output.commit_shard(shard, lambda p=part: drawer.shard(p), row_group_rows=100)  # type: ignore[misc]
-        rows += entry["tables"]["images"]["rows"]
-        bad += entry["statistics"]["failed"]
-        if rows and bad / rows > ctx.settings.generate.max_bad_fraction:
-            raise PahiError(
-                f"{bad} of {rows} pictures failed, more than generate.max_bad_fraction allows; their reasons are in "
-                f"{output.url}/images: mend the cause, or raise the fraction and run again"
-            )
-        ctx.progress(STAGE, min((i + 1) * size, len(prompts)), len(prompts), "prompts")
-    expected = sum(len(drawer.samples([prompt])) for prompt in prompts)
-    if rows != expected:
-        raise PahiError(f"{output.url}: {expected} pictures were planned and {rows} written")
-    summary = {"prompts": len(prompts), "images": rows, "failed": bad}
-    output.finish(version=VERSION, settings=settings, inputs=inputs, shards=shards, summary=summary)
-    output.write_run(environment(started))
+    plan = prepare(ctx, partitions)
+    unfinished = [target for target in plan.targets if target.output.manifest() is None]
+    undone, count = plan.undone(), ctx.settings.generate.workers
+    spread = count > 1 and len(undone) > 1
+    report = engine.Report(_in_processes(ctx, plan, undone, count)) if spread else draw(plan, undone)
+    failed = report.failed
+    if failed:
+        name, reason = next(iter(failed.items()))
+        raise StageFailed(
+            f"{len(failed)} of {len(undone)} shards failed, the first ({name}) with: {reason}; run again to draw them"
+        )
+    for target in unfinished:
+        finish(plan, target)
+        # Where others drew, and who knows on what, pictures are not expected again to the bit.
+        device = None if spread or not undone else device_name(ctx.device)
+        facts = {"device": device, "batch": report.batch, "waited": round(report.waited, 3), "drawn": len(undone)}
+        target.output.write_run(environment(started, **facts))
+    return outputs, False
 
 
-class Drawer:
-    """Draws shards of prompts with one generator, one predictor and the rewards."""
+def draw(plan: Plan, pairs: Sequence[tuple[int, int]], step: Callable[[], None] | None = None) -> engine.Report:
+    """Draws these shards in this process and commits them. Raises UserError; other errors are in the report."""
+    if not pairs:
+        return engine.Report()
+    ctx = plan.ctx
+    drawer, origin = plan.drawer(), plan.origin()
+    total = sum(target.rows for target in plan.targets)
+    left = Counter[int]()
+    for p, i in pairs:
+        left[p] += max(0, min(plan.size, plan.targets[p].rows - i * plan.size))
+    done = total - left.total()
+    tallies = {p: Tally(plan, p, rows) for p, rows in left.items()}
 
-    def __init__(self, ctx: Context, predictor: NoisePredictor, digest: str, units: dict[str, float | None]) -> None:
-        self.ctx, self.predictor, self.digest, self.units = ctx, predictor, digest, units
-        r = ctx.settings.rewards
-        self.rewards = [*r.train, *r.held_out]
+    def commit_to(p: int) -> Callable[[Shard, Callable[[], Built]], None]:
+        def commit(shard: Shard, build: Callable[[], Built]) -> None:
+            def checked() -> Built:
+                built = build()
+                tallies[p].add(built[1])
+                return built
 
-    def samples(self, prompts: list[dict[str, Any]]) -> list[Sample]:
-        """The sampling plan: every prompt's seeds, and in the control group the standard Gaussian of the same eps."""
-        g = self.ctx.settings.generate
-        plan: list[Sample] = []
-        for i, prompt in enumerate(prompts):
-            digest = hashlib.sha256(f"control:{prompt['prompt_id']}".encode()).digest()
-            control = int.from_bytes(digest[:8], "big") / 2**64 < g.control_fraction
-            for seed in range(g.seed, g.seed + g.images_per_prompt):
-                plan.append((i, seed, self.predictor.kind))
-                if control and self.predictor.kind != "standard":
-                    plan.append((i, seed, "standard"))
-        return plan
+            plan.targets[p].output.commit_shard(shard.part, checked, row_group_rows=100)
 
-    @torch.no_grad()
-    def draw(self, prompts: list[dict[str, Any]], samples: list[Sample]) -> dict[str, Any]:
-        """One batch: pictures (n, 3, h, w), x_T's norm, KL, truncation, and raw scores by reward."""
-        generator = self.ctx.generator
-        index = torch.tensor([i for i, _, _ in samples])
-        texts = [prompts[i]["text"] for i, _, _ in samples]
-        conditioning = self._conditioning.rows(index)
-        ids, seeds = [prompts[i]["prompt_id"] for i, _, _ in samples], [seed for _, seed, _ in samples]
-        eps = standard_noise(ids, seeds, generator.latent_shape).to(generator.device)
-        x_T, divergence = self.predictor.draw(conditioning.pooled, eps)
-        plain = torch.tensor([arm == "standard" for _, _, arm in samples], device=eps.device)
-        x_T, divergence = torch.where(plain.view(-1, 1, 1, 1), eps, x_T), divergence.masked_fill(plain, 0)
-        images = generator.decode(generator.denoise(x_T, conditioning))
-        scores = {}
-        for model in self.rewards:
-            prepared = {n: t[index] for n, t in self._prepared[model.name].items()}
-            scores[model.name] = self.ctx.reward(model).score(images, prepared, texts).cpu().numpy()
-        return {
-            "images": images.float().permute(0, 2, 3, 1).cpu().numpy(),
-            "pixels": to_uint8(torch.nan_to_num(images)),
-            "norm": x_T.flatten(1).square().mean(1).sqrt().cpu().numpy(),
-            "kl": divergence.cpu().numpy(),
-            "truncated": conditioning.truncated,
-            "scores": scores,
-        }
+        return commit
 
-    def shard(self, prompts: list[dict[str, Any]]) -> tuple[dict[str, pa.Table], dict[str, Any]]:
-        """A shard's tables and statistics; batches are fixed slices of its samples."""
-        self.prepare(prompts)
-        g, plan = self.ctx.settings.generate, self.samples(prompts)
-        images: list[dict[str, Any]] = []
-        scores: list[dict[str, Any]] = []
-        for start in range(0, len(plan), g.batch_size):
-            samples = plan[start : start + g.batch_size]
-            got = self.draw(prompts, samples)
-            for k, (i, seed, arm) in enumerate(samples):
-                row = self._row(prompts[i], seed, arm, got, k)
-                images.append(row)
-                for name, values in got["scores"].items():
-                    failed = row["status"] != "ok" or not np.isfinite(values[k])
-                    scores.append(
-                        {
-                            "image_id": row["image_id"],
-                            "prompt_id": row["prompt_id"],
-                            "arm": arm,
-                            "reward": name,
-                            "score": None if failed else float(values[k]),
-                            "uplift_scale": self.units.get(name) or float("nan"),
-                        }
-                    )
-        tables = {
-            "images": pa.Table.from_pylist(images, schema=IMAGES),
-            "scores": pa.Table.from_pylist(scores, schema=IMAGE_SCORES),
-            "noise": self._noise(prompts),
-        }
-        return tables, {"failed": sum(row["status"] != "ok" for row in images), "images": len(images)}
+    def progress(work: engine.Work) -> None:
+        nonlocal done
+        assert isinstance(work, Shard)
+        done += len(work.prompts)
+        ctx.progress(STAGE, min(done, total), total, "prompts")
+        if step is not None:
+            step()
 
-    def prepare(self, prompts: list[dict[str, Any]]) -> None:
-        """Encodes a shard's prompts, once for all of their pictures."""
-        texts = [prompt["text"] for prompt in prompts]
-        if texts:
-            self._conditioning = self.ctx.generator.encode(texts)
-            self._prepared = {m.name: self.ctx.reward(m).prepare(texts) for m in self.rewards}
+    shards = _Lazy(pairs, lambda pair: plan.shard(pair, drawer, origin, commit_to(pair[0])))
+    report = engine.run(shards, encoders=ctx.settings.generate.encoders or _cores(), progress=progress)
+    report.batch = drawer.limit
+    return report
 
-    def _row(self, prompt: dict[str, Any], seed: int, arm: str, got: dict[str, Any], k: int) -> dict[str, Any]:
-        g, pixels = self.ctx.settings.generate, got["pixels"][k]
-        reason = broken(got["images"][k])
-        return {
-            "image_id": f"{prompt['prompt_id']}-{arm}-{seed}",
-            "prompt_id": prompt["prompt_id"],
-            "prompt": prompt["text"],
-            "seed": seed,
-            "arm": arm,
-            "image": None if reason else {"bytes": encode(pixels, g.format, g.quality), "path": None},
-            "width": pixels.shape[1],
-            "height": pixels.shape[0],
-            "format": g.format,
-            "pixels_sha256": None if reason else pixels_sha256(pixels),
-            "status": "failed" if reason else "ok",
-            "reason": reason,
-            "truncated": got["truncated"][k],
-            "generator": self.ctx.settings.generator.id,
-            "generator_hash": self.ctx.model_hashes["generator"],
-            "predictor_hash": self.digest,
-            "dtype": self.ctx.settings.generator.dtype,
-            "noise_norm": float(got["norm"][k]),
-            "kl": float(got["kl"][k]),
-        }
 
-    @torch.no_grad()
-    def _noise(self, prompts: list[dict[str, Any]]) -> pa.Table:
-        shape = self.ctx.generator.latent_shape
-        schema = noise_schema(shape)
-        if not prompts or not isinstance(self.predictor, GaussianPredictor):
-            return schema.empty_table()  # other predictors have no mu and sigma: their noise is drawn again instead
-        mu, log_sigma = self.predictor.distribution(self._conditioning.pooled)
-        columns = [
-            tensor_column(t.cpu().numpy().astype(np.float16), schema.field(name).type)
-            for name, t in (("mu", mu), ("sigma", log_sigma.exp()))
-        ]
-        ids = pa.array([prompt["prompt_id"] for prompt in prompts])
-        return pa.Table.from_arrays([ids, *columns], schema=schema)
+class _Lazy(Sequence[engine.Work]):
+    """Shards that exist while they are at work, so that a run of a million does not hold their prompts."""
+
+    def __init__(self, pairs: Sequence[tuple[int, int]], make: Callable[[tuple[int, int]], Shard]) -> None:
+        self.pairs, self.make = pairs, make
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.make(self.pairs[index])
+
+
+class Tally:
+    """Counts rows and bad ones as shards are built, and stops the run before it fills the store with failures."""
+
+    def __init__(self, plan: Plan, partition: int, prompts: int) -> None:
+        self.url, self.s = plan.targets[partition].output.url, plan.ctx.settings.generate
+        self.enough = min(ENOUGH, prompts * self.s.images_per_prompt)
+        self.rows, self.reasons, self.lock = 0, dict[str, int](), threading.Lock()
+
+    def add(self, statistics: dict[str, Any]) -> None:
+        """Raises PahiError when too many rows are bad."""
+        with self.lock:
+            self.rows += statistics["images"]
+            for reason, count in statistics["reasons"].items():
+                self.reasons[reason] = self.reasons.get(reason, 0) + count
+            bad = sum(self.reasons.values())
+            if self.rows >= self.enough and bad > self.s.max_bad_fraction * self.rows:
+                worst = sorted(self.reasons.items(), key=lambda item: -item[1])[:3]
+                why = ", ".join(f"{count} times {reason!r}" for reason, count in worst)
+                raise PahiError(
+                    f"{bad} of {self.rows} pictures failed ({why}), more than generate.max_bad_fraction = "
+                    f"{self.s.max_bad_fraction} allows, in {self.url}: mend the cause, or raise the fraction, and run "
+                    "again"
+                )
+
+
+def finish(plan: Plan, target: Target) -> None:
+    """Reconciles a partition's shards, which may have been drawn anywhere, and writes its manifest."""
+    shards = [shard_name(i) for i in range(target.shards(plan.size))]
+    entries = target.output.shard_manifests(shards)
+    tally = Tally(plan, plan.targets.index(target), target.rows)
+    for i, (shard, entry) in enumerate(zip(shards, entries, strict=True)):
+        if entry is None:
+            raise StageFailed(f"{target.output.url}: shard {shard} is missing; run again to draw it")
+        ids = target.prompts(i * plan.size, plan.size).column("prompt_id").to_pylist()
+        planned, rows = kept_rows(ids, plan.ctx.settings.generate, target.kind), entry["tables"]["images"]["rows"]
+        if rows != planned:
+            raise PahiError(f"{target.output.url}: {planned} pictures were planned in {shard} and {rows} written")
+        tally.add(entry["statistics"])
+    summary = {
+        "prompts": target.rows,
+        "images": tally.rows,
+        "failed": sum(tally.reasons.values()),
+        "reasons": tally.reasons,
+    }
+    target.output.finish(
+        version=VERSION, settings=target.settings, inputs=target.inputs, shards=shards, summary=summary
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ fan-out
+
+
+def groups(settings: Settings, count: int) -> list[workers.Group]:
+    """At most `count` groups of the shards that nobody has drawn yet; empty where all are there."""
+    ctx = Context(settings)
+    return workers.split(prepare(ctx, ingest.chain(ctx)).undone(), count, per_worker=1)
+
+
+def draw_group(settings: Settings, group: workers.Group, progress: Any = None) -> dict[str, Any]:
+    """Draws one group's shards, less those that are there meanwhile. Raises StageFailed when some of them failed."""
+    ctx = Context(settings, progress) if progress else Context(settings)
+    plan = prepare(ctx, ingest.chain(ctx))
+    mine = []
+    for partition, shards in itertools.groupby(sorted(group), key=lambda pair: pair[0]):
+        numbers = [shard for _, shard in shards]
+        # Its own shards' manifests alone: a listing of all of them would be made by every group.
+        there = plan.targets[partition].output.shard_manifests([shard_name(i) for i in numbers])
+        mine += [(partition, i) for i, entry in zip(numbers, there, strict=True) if entry is None]
+    report = draw(plan, mine)
+    if report.failed:
+        raise StageFailed(f"{len(report.failed)} of {len(mine)} shards failed: {next(iter(report.failed.values()))}")
+    return {"shards": len(group), "drawn": len(mine), "seconds": round(report.seconds, 2)}
+
+
+def _in_processes(ctx: Context, plan: Plan, undone: list[tuple[int, int]], count: int) -> dict[str, str]:
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        ctx.progress(STAGE, done, len(undone), "shards")
+
+    gpus = torch.cuda.device_count() if ctx.settings.device == "auto" else 0
+    cores = max(1, _cores() // count)
+
+    def arguments(number: int) -> tuple[Any, ...]:
+        own = {"device": f"cuda:{number % gpus}"} if gpus else {}
+        own["threads"] = ctx.settings.threads or cores  # type: ignore[assignment]
+        drawing = ctx.settings.generate.model_copy(update={"encoders": ctx.settings.generate.encoders or cores})
+        return (ctx.settings.model_copy(update=own | {"generate": drawing}).model_dump_json(),)
+
+    return workers.run_groups(workers.split(undone, count), count, _worker, arguments, step)
+
+
+def _worker(connection: Connection, settings: str) -> None:
+    """A process of `_in_processes`: the models are loaded once, for all of its groups."""
+    ctx = Context(Settings.model_validate_json(settings))
+    try:
+        plan = prepare(ctx, ingest.chain(ctx))
+        for group in iter(connection.recv, None):
+            report = draw(plan, group, lambda: connection.send(("step", None)))
+            connection.send(("done", report.failed))
+    except PahiError as error:
+        connection.send(("fatal", (error.exit_code, str(error))))
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        pass  # whoever started this is gone
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_name(device: torch.device) -> str:
+    """What rows are bit for bit the same on: the GPU's name, or the CPU's architecture."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"

@@ -1,0 +1,38 @@
+"""pahi/generate-shards: draws one group of shards; a flow run of pahi/generate starts many of these."""
+
+import time
+
+from prefect import flow, get_run_logger, task
+
+from flows.common import DEFAULT, RETRIED, Result
+from pahi.settings import Settings
+
+SECONDS_BETWEEN_LINES = 30.0  # a thousand of these run at once
+
+
+@flow(name="pahi", flow_run_name="generate-shards-{settings.name}", persist_result=False)
+def generate_shards(settings: Settings = DEFAULT, shards: list[tuple[int, int]] | None = None) -> Result:
+    """Draws a group of shards; those that are there already are found, not drawn again.
+
+    Args:
+        settings: The settings of the run that this is a part of.
+        shards: Partition and number of each shard.
+    """
+    return draw_task(settings, shards or [])
+
+
+@task(name="shards", task_run_name="shards", **RETRIED)
+def draw_task(settings: Settings, shards: list[tuple[int, int]]) -> Result:
+    """Draws the shards in this process."""
+    from pahi.stages.generate import draw_group
+
+    logger, last, drawn = get_run_logger(), time.monotonic(), 0
+
+    def progress(stage: str, done: int, total: int, note: str) -> None:
+        nonlocal last, drawn
+        drawn += 1
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            logger.info("%d of at most %d shards drawn", drawn, len(shards))
+
+    return draw_group(settings, shards, progress)
