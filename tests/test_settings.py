@@ -163,7 +163,7 @@ def changed(data: dict[str, Any], path: tuple[str | int, ...], field: Any) -> Se
     old = holder[path[-1]]
     literals = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
     numbers = [old + 1, old / 2] if isinstance(old, int | float) else []
-    others = ["x", [2, 3], {"pick_alpha": 0.5}, {"id": "x"}, {"vae": {"id": "x"}}]
+    others = ["x", [2, 3], {"pick_alpha": 0.5}, {"id": "x"}, {"vae": {"id": "x"}}, {"kind": 5}]
     for candidate in [*literals, *numbers, 3, 500, 0.25, f"{old}x", *others]:
         if candidate == old:
             continue
