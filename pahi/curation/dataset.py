@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import groupby
+from pathlib import PurePath
 
 import numpy as np
 import pyarrow as pa
@@ -94,6 +95,9 @@ def picture_rows(
     for f in schema:
         if f.name == "embedding":
             columns.append(tensor_column(inspection.embedding(meta["id"].to_pylist()), f.type))
+        elif f.name == "generator":
+            names = {name: portable(name) for name in pictures[f.name].unique().to_pylist()}
+            columns.append(pa.array([names[name] for name in pictures[f.name].to_pylist()], f.type))
         elif f.name in tensors:
             columns.append(tensor_column(np.concatenate(tensors[f.name]), f.type))
         else:
@@ -121,3 +125,8 @@ def preference_rows(selection: Selection, read: Read, generator: str, split: str
         columns[f"model_{side}"] = pa.array([f"{generator} ({arm})" for arm in arms], pa.string())
     columns |= {name: pa.array([True] * len(meta), pa.bool_()) for name in ("has_label", "are_different")}
     return pa.Table.from_arrays([columns[f.name].cast(f.type) for f in schema], schema=schema)
+
+
+def portable(name: str) -> str:
+    """A model's or file's name without the folders of the machine that it lay on."""
+    return PurePath(name).name if name.startswith(("/", ".", "~")) else name

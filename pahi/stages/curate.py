@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import PurePath
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -14,6 +13,7 @@ from pahi.artifacts.output import shard_name
 from pahi.artifacts.schemas import EXCLUDED
 from pahi.curation import dataset, models, preferences, reading
 from pahi.curation.card import Facts, card, preferences_card, require_license
+from pahi.curation.dataset import portable
 from pahi.curation.drawing import SAMPLES, histogram_sheet, sample_sheet
 from pahi.curation.inspection import Inspection
 from pahi.curation.select import LIGHT, PROMPT_COLUMNS, SCORED, Selection
@@ -241,11 +241,6 @@ def recipe(ctx: Context) -> dict[str, Any]:
     if data["generate"]["predictor"]:
         data["generate"]["predictor"] = portable(data["generate"]["predictor"])
     return data
-
-
-def portable(name: str) -> str:
-    """A model's or file's name without the folders of the machine that it lay on."""
-    return PurePath(name).name if name.startswith(("/", ".", "~")) else name
 
 
 def _samples(chosen: Chosen) -> list[bytes]:

@@ -49,7 +49,7 @@ class World:
 
 def images() -> list[dict[str, Any]]:
     """Thirty prompts, four pictures each, and one of each kind that must not be published."""
-    found = made_up.rows(PROMPT_COUNT)
+    found = [row | {"generator": "/home/me/models/made-up"} for row in made_up.rows(PROMPT_COUNT)]
     one = made_up.picture(1000 * 3)  # prompt 3, seed 0
     found += [
         made_up.row(1, 40, image={"bytes": made_up.png(made_up.picture(7))[:200], "path": None}),

@@ -95,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
             url = {"url": f"{self.hub.address}/datasets/{name}"}
             if name in self.hub.datasets:
                 return self.answer(url | {"error": "You already created this dataset"}, 409)
-            self.hub.datasets[name], self.hub.private[name] = {}, bool(wanted.get("private"))
+            self.hub.datasets[name], self.hub.private[name] = {}, wanted.get("visibility") == "private"
             return self.answer(url)
         if match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/preupload/main", path):
             files = json.loads(data)["files"]

@@ -58,6 +58,7 @@ def test_rows_are_those_of_the_pictures_that_were_drawn(world: World, curated: O
     for row in rows:
         drawn = images[row["image_id"]]
         assert row["image"] == drawn["image"] and row["prompt"] == drawn["prompt"] and row["seed"] == drawn["seed"]
+        assert row["generator"] in ("made-up", "made/up"), "no folder of the machine that drew it"
         assert (row["kind"], row["source"]) == tuple(kind[row["prompt_id"]][n] for n in ("kind", "source"))
         for reward, unit in made_up.REWARDS.items():
             assert row[f"score_{reward}"] == pytest.approx(scores[row["image_id"], reward])

@@ -22,9 +22,9 @@ CPU = torch.device("cpu")
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 SMALL |= {"image_size": 32, "patch_size": 8}
 PICTURES = [Image.fromarray(made_up.picture(i, size)) for i, size in enumerate((32, 48, 64))]
-PROCESSOR = """{"image_processor_type": "ViTImageProcessor", "do_normalize": true, "do_rescale": true, "do_resize": true,
-"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 2, "rescale_factor": 0.00392156862745098,
-"size": {"height": 32, "width": 32}}"""
+PROCESSOR = """{"image_processor_type": "ViTImageProcessor", "do_normalize": true, "do_rescale": true,
+"do_resize": true, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "resample": 2,
+"rescale_factor": 0.00392156862745098, "size": {"height": 32, "width": 32}}"""
 
 
 @pytest.fixture(scope="module")
