@@ -69,7 +69,7 @@ def make(folder: Path, rows: int) -> None:
         of = ids[prompt]
         image_ids = [f"{p}-{a}-{s}" for p, a, s in zip(of, arms, seed, strict=True)]
         n = len(index)
-        digests = [f"{i:064x}" for i in rng.integers(0, 2**62, n)]
+        digests = [f"{i:016x}" * 4 for i in rng.integers(0, 2**62, n)]
         images = [image_ids, of, seed, arms, ["ok"] * n, [None] * n, digests]
         schema = pa.schema([PICTURES.field(name) for name in LIGHT])
         table = pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip(images, schema, strict=True)], schema=schema)

@@ -169,7 +169,7 @@ class Selection:
             column = names[reward]
             found = self.rows(f"select quantile_disc({column}, {share!r}) from candidates join scored using (id)")
             if found[0][0] is not None:
-                note = f"the lowest {share:.0%} by {reward}"
+                note = f"the lowest {100 * share:g}% by {reward}"
                 self.drop("min_quantile", note, self._under(reward, column, found[0][0]))
         for reward, least in sorted(s.min_uplift.items()):
             note = f"{reward} less than {least:g} above the control picture of the same noise, where there is one"
@@ -194,7 +194,7 @@ class Selection:
                 self._best("quota", note, f'"{by}"', f"n > (case stratum {cases} end)")
         if s.keep_fraction < 1 and self.funnel[-1]["rows"]:
             count = max(1, round(s.keep_fraction * self.funnel[-1]["rows"]))
-            note = f"not among the best {s.keep_fraction:.0%} by the combined score"
+            note = f"not among the best {100 * s.keep_fraction:g}% by the combined score"
             self._best("keep_fraction", note, "true", f"n > {count}")
 
     def _score(self) -> None:

@@ -220,7 +220,7 @@ LIMITS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(LIMITS, st.integers(0, 1000))
 def test_every_picture_is_kept_or_has_a_known_reason_whatever_the_order(limits: dict[str, Any], seed: int) -> None:
     with selected(**limits) as s:
