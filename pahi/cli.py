@@ -78,6 +78,9 @@ def run(
     """Runs every stage, then writes the report. What is finished is found, not run again."""
     start(verbose)
     settings = resolve(preset, config, sets, root, name, prompts)
+    from pahi.curation.card import require_license
+
+    require_license(settings.generator.license)  # the last stage needs it: better said before hours of work
     with Display() as display:
         results = _run_directly(settings, display) if direct else _run_flow(settings, display)
     for result in results[:-1]:

@@ -218,7 +218,7 @@ class Selection:
                 f"where isfinite(s{i})"
             )[0]
             # The last digits depend on the order of threads; what is written must not.
-            self.means[reward] = (float(f"{mean or 0:.6g}"), max(float(f"{deviation or 0:.6g}"), 1e-9))
+            self.means[reward] = (float(f"{mean or 0:.6g}"), float(f"{deviation or 1:.6g}"))
         z = [f"((s{i}::double - {m!r}) / {d!r})" for i, (m, d) in enumerate(self.means.values())]
         total = sum(weights.values())
         combined = " + ".join(f"{weights[self.rewards[i]] / total!r} * {z[i]}" for i in used) or "0.0"

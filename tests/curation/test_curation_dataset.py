@@ -17,6 +17,7 @@ from conftest import SPECIAL, World
 from huggingface_hub import DatasetCard
 from PIL import Image
 
+from pahi import cli
 from pahi.artifacts import Output
 from pahi.artifacts.schemas import read_tensor
 from pahi.curation.card import HUB_LICENSES
@@ -270,6 +271,11 @@ def test_no_pairs_leave_no_trace(world: World) -> None:
 def test_without_the_generators_licence_there_is_no_dataset(world: World, license: str) -> None:
     with pytest.raises(UserError, match=r"generator\.license"):
         curate.run(world.context(f"generator.license={yaml.safe_dump(license)}"), world.partitions)
+
+
+def test_a_whole_run_says_so_before_it_begins(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert cli.call(["run", "--direct", "--root", str(tmp_path), "--set", "generator.license=unknown"]) == 2
+    assert "generator.license" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("license", ["MIT", "stabilityai-community", "My own: see the page | of rules"])
