@@ -78,6 +78,9 @@ def run(
     """Runs every stage, then writes the report. What is finished is found, not run again."""
     start(verbose)
     settings = resolve(preset, config, sets, root, name, prompts)
+    from pahi.curation.card import require_license
+
+    require_license(settings.generator.license)  # the last stage needs it: better said before hours of work
     with Display() as display:
         results = _run_directly(settings, display) if direct else _run_flow(settings, display)
     for result in results[:-1]:
@@ -119,7 +122,6 @@ for _stage, _help in {
     "train": "Learns the noise.",
     "evaluate": "Compares the arms on prompts that training never saw.",
     "generate": "Draws pictures with the learned noise.",
-    "curate": "Selects pictures and writes the dataset with its card.",
 }.items():
     _stage_command(_stage, _help)
 
@@ -150,6 +152,63 @@ def cache_command(
         print_table(rows)
     else:
         display.result(result)
+
+
+@app.command("curate", epilog="Example: pahi curate --preset tiny --set curate.top_k=1 --dry-run")
+def curate_command(
+    preset: PresetOption = "tiny",
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    root: RootOption = None,
+    name: NameOption = None,
+    prompts: PromptsOption = None,
+    with_upstream: UpstreamOption = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be kept, and why not.")] = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """Selects pictures and writes the dataset with its card."""
+    start(verbose)
+    settings = resolve(preset, config, sets, root, name, prompts)
+    from pahi.stages import plan_curation, run_stage
+
+    if dry_run and with_upstream:
+        raise UserError("--dry-run writes nothing, so it cannot run other stages; leave out --with-upstream")
+    with Display() as display:
+        if dry_run:
+            summary = plan_curation(settings, progress=display)
+        else:
+            result = run_stage("curate", settings, with_upstream=with_upstream, progress=display)
+    if not dry_run:
+        display.result(result)
+        return
+    print_table(
+        [{"step": s["name"], "pictures left": f"{s['rows']:,}", "what it drops": s["note"]} for s in summary["funnel"]]
+    )
+    print(", ".join(f"{n:,} {split}" for split, n in summary["splits"].items()), end="; ")
+    print(f"{sum(summary['preferences'].values()):,} preference pairs; nothing was written")
+
+
+@app.command(epilog="Example: pahi publish hf://datasets/me/shapes --preset tiny")
+def publish(
+    target: Annotated[str, typer.Argument(help="hf://datasets/OWNER/NAME, a folder, or s3://bucket/prefix.")],
+    preferences: Annotated[bool, typer.Option("--preferences", help="The preference pairs, as a dataset.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="A new dataset on the Hub is private.")] = False,
+    preset: PresetOption = "tiny",
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    root: RootOption = None,
+    name: NameOption = None,
+    prompts: PromptsOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Copies the curated dataset to the Hub or elsewhere; run again, it sends only what is missing."""
+    start(verbose)
+    settings = resolve(preset, config, sets, root, name, prompts)
+    from pahi.stages import publish as send
+
+    with Display() as display:
+        done = send(settings, target, preferences=preferences, private=private, progress=display)
+    print(f"{done['url']}: {done['sent']} files sent, {done['unchanged']} there already, {done['removed']} removed")
 
 
 @app.command(epilog="Example: pahi verify tiny --rows 16")

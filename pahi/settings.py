@@ -7,7 +7,7 @@ import json
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -406,13 +406,88 @@ class Generate(Tree):
     )
 
 
-class Curate(Tree):
-    """The published dataset."""
+class Classifier(Tree):
+    """What says that a picture is unsafe."""
 
-    keep_fraction: float = Field(0.8, gt=0, le=1, description="Share of pictures kept, best first by the mean reward.")
+    id: str = Field(description="Image-classification model (folder, fsspec URL, Hub id), or module:function.")
+    revision: str | None = Field(None, description="Commit of the Hub repository.")
+    labels: list[str] = Field(["nsfw"], min_length=1, description="The model's labels whose probabilities are added.")
+    threshold: float = Field(0.5, gt=0, le=1, description="Pictures at or above this probability are left out.")
+
+
+class Embedder(Tree):
+    """What turns a picture into a vector: published as the column `embedding`."""
+
+    id: str = Field(description="CLIP-like or vision model (folder, fsspec URL, Hub id), or module:function.")
+    revision: str | None = Field(None, description="Commit of the Hub repository.")
+    max_cosine: float | None = Field(
+        None, gt=0, le=1, description="Pictures more alike than this to a better one are near-duplicates."
+    )
+
+
+class Preferences(Tree):
+    """Pairs of pictures of one prompt, for trainers of preferences."""
+
+    per_prompt: int = Field(1, ge=1, description="At most this many pairs a prompt, widest margin first.")
+    min_margin: float = Field(0.5, ge=0, description="Least difference of the combined score, in standard deviations.")
+    disagreeing: bool = Field(False, description="Also pairs of which some reward prefers the other picture.")
+
+
+STRATA = ("source", "kind", "group", "split")
+
+
+class Curate(Tree):
+    """The published dataset. Scores decide first, then the pictures that are left are looked at."""
+
+    weights: dict[str, float] = Field(
+        default_factory=dict, description="Each reward's weight in the combined score; all count alike where empty."
+    )
     min_score: dict[str, float] = Field(default_factory=dict, description="Smallest raw score, by reward.")
+    min_quantile: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default_factory=dict, description="Share of the scored pictures that is dropped from below, by reward."
+    )
+    min_uplift: dict[str, float] = Field(
+        default_factory=dict,
+        description="Least gain over the control picture of the same noise, in within-prompt standard deviations.",
+    )
+    max_disagreement: float | None = Field(
+        None, gt=0, description="How far training rewards may stand above held-out ones, in standard deviations."
+    )
+    pareto: bool = Field(False, description="Drop what another picture of the prompt beats by every reward.")
+    top_k: int | None = Field(None, ge=1, description="Pictures kept of each prompt, best first.")
+    quotas: dict[str, int | dict[str, int]] = Field(
+        default_factory=dict, description="At most this many pictures of each source, kind, group or split, best first."
+    )
+    keep_fraction: float = Field(
+        0.8, gt=0, le=1, description="Share of pictures kept, best first by the combined score."
+    )
+    min_contrast: float = Field(
+        0.01, ge=0, lt=1, description="Least standard deviation of the pixels, of a range of 1; less is blank."
+    )
+    unsafe: Classifier | None = Field(None, description="Classifier of unsafe pictures; none where empty.")
+    near_duplicates: int | None = Field(
+        4, ge=0, le=8, description="Bits of 64 in which the perceptual hashes of near-duplicates differ at most."
+    )
+    embedder: Embedder | None = Field(None, description="Model whose vectors are published and compared.")
+    noise: bool = Field(False, description="Publish each picture's predicted mu and sigma.")
+    preferences: Preferences | None = Field(
+        Preferences(),  # type: ignore[call-arg]
+        description="The preference set beside the dataset; null for none.",
+    )
     title: str = Field("", description="Title on the dataset's card; the dataset's name where empty.")
     shard_rows: int = Field(2000, ge=1, description="Pictures a file.")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> "Curate":
+        for name in self.quotas:
+            if name not in STRATA:
+                raise ValueError(f"quotas: {name!r} is none of {', '.join(STRATA)}")
+        for limit in self.quotas.values():
+            if any(n < 0 for n in (limit.values() if isinstance(limit, dict) else [limit])):
+                raise ValueError("quotas: a quota is at least 0")
+        if self.weights and (min(self.weights.values()) < 0 or not any(self.weights.values())):
+            raise ValueError("weights: each is at least 0, and one more than that")
+        return self
 
 
 class Settings(Tree):

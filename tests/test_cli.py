@@ -13,7 +13,7 @@ from pahi.errors import StageFailed, UserError
 from pahi.tables import arm_rows, count_rows, markdown
 
 COMMANDS = ["run", "ingest", "cache", "train", "evaluate", "generate", "curate"]
-COMMANDS += ["verify", "report", "ls", "gc", "presets", "doctor"]
+COMMANDS += ["publish", "verify", "report", "ls", "gc", "presets", "doctor"]
 
 
 def fails(capsys, *arguments, code=2):

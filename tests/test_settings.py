@@ -167,7 +167,7 @@ def changed(data: dict[str, Any], path: tuple[str | int, ...], field: Any) -> Se
     inner = [a for a in typing.get_args(field.annotation) if typing.get_origin(a) is typing.Literal]
     literals = (*literals, *([word] for choice in inner for word in typing.get_args(choice)))
     numbers = [old + 1, old / 2] if isinstance(old, int | float) else []
-    others = ["x", [2, 3], {"pick_alpha": 0.5}, {"id": "x"}, {"vae": {"id": "x"}}, "latin-1", ["nfkc"]]
+    others = ["x", [2, 3], {"pick_alpha": 0.5}, {"id": "x"}, {"vae": {"id": "x"}}, "latin-1", ["nfkc"], {"kind": 5}]
     others += [[{"path": "x.txt"}], [{"name": "x", "id": "x:y"}]]
     for candidate in [*literals, *numbers, 3, 500, 0.25, 0.75, f"{old}x", *others]:
         if candidate == old:

@@ -1,6 +1,7 @@
 """One explicit schema a table. Columns are only ever added; `pahi_schema_version` says which set a file has."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,8 +46,12 @@ def with_features(fields: list[pa.Field]) -> pa.Schema:
     return pa.schema(fields, metadata={b"huggingface": json.dumps({"info": {"features": features}}).encode()})
 
 
-def _feature(kind: pa.DataType) -> dict[str, str]:
-    return {"_type": "Image"} if kind == IMAGE else {"dtype": str(kind), "_type": "Value"}
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    if kind == IMAGE:
+        return {"_type": "Image"}
+    if pa.types.is_fixed_size_list(kind):
+        return {"_type": "List", "feature": _feature(kind.value_type), "length": kind.list_size}
+    return {"dtype": "float16" if kind == pa.float16() else str(kind), "_type": "Value"}
 
 
 PROMPTS = pa.schema(
@@ -201,14 +206,14 @@ def reward_text_schema(features: dict[str, np.ndarray], truncated: list[str]) ->
     return pa.schema(fields)
 
 
-def curated_schema(rewards: list[str]) -> pa.Schema:
+def curated_schema(rewards: list[str], more: list[pa.Field] | None = None) -> pa.Schema:
     """The published dataset, with the metadata that makes `datasets` and the Hub viewer show pictures."""
     names = ["image_id", "prompt_id", "prompt", "image", "seed", "arm", "width", "height", "pixels_sha256"]
     fields = [IMAGES.field(name) for name in names]
     fields.insert(3, field("kind", pa.string(), "the source's own category of the prompt", nullable=True))
     fields += [field(f"score_{name}", pa.float32(), f"raw score of {name}", nullable=True) for name in rewards]
     fields += [IMAGES.field(name) for name in ("generator", "generator_hash", "predictor_hash")]
-    return with_features(fields)
+    return with_features(fields + (more or []))
 
 
 EVALUATED = pa.schema(

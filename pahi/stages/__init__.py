@@ -1,5 +1,5 @@
 """One function a stage: settings and upstream manifests in, output manifest out."""
 
-from pahi.stages.run import STAGES, fetch_models, run_all, run_stage, write_report
+from pahi.stages.run import STAGES, fetch_models, plan_curation, publish, run_all, run_stage, write_report
 
-__all__ = ["STAGES", "fetch_models", "run_all", "run_stage", "write_report"]
+__all__ = ["STAGES", "fetch_models", "plan_curation", "publish", "run_all", "run_stage", "write_report"]

@@ -7,7 +7,7 @@ from pahi.artifacts import Output
 from pahi.errors import UserError
 from pahi.settings import Settings
 from pahi.stages import cache, curate, evaluate, generate, ingest, train
-from pahi.stages.common import Context, Progress, silent
+from pahi.stages.common import Context, Progress, missing, silent
 from pahi.stages.report import write
 
 STAGES = ("ingest", "cache", "train", "evaluate", "generate", "curate")
@@ -50,6 +50,36 @@ def run_next(name: str, settings: Settings, *, progress: Progress | None = None)
 def write_report(settings: Settings) -> str:
     """Writes report.html of what is finished; returns its place."""
     return write(Context(settings))
+
+
+def plan_curation(settings: Settings, *, progress: Progress | None = None) -> dict[str, Any]:
+    """What curation would keep and drop, and why; nothing is written. Raises UserError where nothing was drawn yet."""
+    ctx = Context(settings, progress or silent)
+    return curate.plan(ctx, ingest.chain(ctx))
+
+
+def publish(
+    settings: Settings,
+    target: str,
+    *,
+    preferences: bool = False,
+    private: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Copies the curated dataset, or its preference set alone, to the Hub, a folder or another store."""
+    from pahi.curation.publish import publish as send
+
+    ctx = Context(settings, progress or silent)
+    output = curate.locate(ctx, ingest.chain(ctx))
+    if output is None:
+        raise missing("publish", curate.STAGE)
+    return send(
+        output,
+        target,
+        preferences=preferences,
+        private=private,
+        progress=lambda done, total: ctx.progress("publish", done, total, "files"),
+    )
 
 
 def _one(name: str, ctx: Context, by_name: bool) -> dict[str, Any]:
