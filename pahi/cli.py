@@ -17,7 +17,7 @@ import yaml
 from pahi.display import Display, print_table, size
 from pahi.errors import PahiError, UserError
 from pahi.settings import Settings, load_settings, presets
-from pahi.tables import Row, arm_rows
+from pahi.tables import Row, arm_rows, source_rows
 
 Result = dict[str, Any]
 
@@ -115,6 +115,8 @@ def _stage_command(stage: str, help: str) -> None:
         display.result(result)
         if "arms" in result["summary"]:
             print_table(arm_rows(result))
+        if "sources" in result["summary"]:
+            print_table(source_rows(result))
 
 
 for _stage, _help in {

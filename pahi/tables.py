@@ -44,6 +44,21 @@ def count_rows(result: dict[str, Any]) -> list[Row]:
     return [{"what": name, "value": value} for name, value in _flat(result["summary"])]
 
 
+def source_rows(result: dict[str, Any]) -> list[Row]:
+    """An ingestion's sources, one a row: rows, prompts kept, mean characters, and what was left out and why."""
+    return [
+        {
+            "source": one["source"],
+            "rows": one["rows"],
+            "kept": one["prompts"],
+            "characters": number(one.get("characters"), 1),
+            "left out": ", ".join(f"{reason} {count}" for reason, count in one["rejected"].items()),
+            "changed by cleaning": ", ".join(f"{step} {count}" for step, count in one["cleaned"].items()),
+        }
+        for one in result["summary"]["sources"]
+    ]
+
+
 def markdown(rows: list[Row]) -> str:
     """Rows as a table of Markdown."""
     if not rows:

@@ -58,6 +58,7 @@ def ingest_rows(
     while batch := list(islice(rows, BATCH)):
         sieve.add(batch)
     kept, rejects = sieve.kept.table(), sieve.rejects
+    del sieve  # and with it a dictionary of all prompts, before signatures take its place
     guarded = [
         (f"{name}:{row.row}", text)
         for name, row in evaluation
@@ -65,13 +66,26 @@ def ingest_rows(
     ]
     placed = _placed(kept, known, guarded, settings)
     gone = np.array(sorted(placed.rejected), np.int64)
-    for i, one in zip(gone.tolist(), kept.select(["source", "row", "original"]).take(gone).to_pylist(), strict=True):
-        rejects.add(one["source"], one["row"], one["original"][:REJECTED_CHARACTERS], *placed.rejected[i])
+    left = kept.select(["source", "row", "text", "original"]).take(gone).to_pylist()
+    for i, one in zip(gone.tolist(), left, strict=True):
+        text = (one["original"] or one["text"])[:REJECTED_CHARACTERS]
+        rejects.add(one["source"], one["row"], text, *placed.rejected[i])
     stays = np.ones(len(kept), bool)
     stays[gone] = False
-    for name, values in (("group", placed.group), ("split", placed.split), ("cluster", placed.cluster)):
-        kept = kept.set_column(PROMPTS.get_field_index(name), PROMPTS.field(name), pa.array(values, pa.string()))
-    return Ingested(kept.filter(pa.array(stays)).cast(PROMPTS), rejects.table().cast(REJECTS))
+    decided: dict[str, Sequence[str | None]] = {"group": placed.group, "split": placed.split, "cluster": placed.cluster}
+    batches, start = [], 0
+    waiting = kept.to_batches()[::-1]
+    del kept
+    while waiting:  # batch by batch, so that the table is never there twice
+        batch = waiting.pop()
+        columns = {name: batch.column(name) for name in PROMPTS.names}
+        columns["original"] = pc.coalesce(columns["original"], columns["text"])
+        for name, values in decided.items():
+            columns[name] = pa.array(values[start : start + len(batch)], pa.string())
+        part = pa.table(columns).filter(pa.array(stays[start : start + len(batch)]))
+        batches += part.cast(PROMPTS).to_batches()
+        start += len(batch)
+    return Ingested(pa.Table.from_batches(batches, PROMPTS), rejects.table().cast(REJECTS))
 
 
 class _Sieve:
@@ -113,8 +127,9 @@ class _Sieve:
                 self.first[key] = len(self.rows)
                 self.rows.append(row.row)
                 self.sources.append(source)
+                original = None if row.text == c.text else row.text  # of most prompts; filled in at the end
                 self.kept.add(
-                    identity, c.text, row.text, source, row.row, row.kind or None, row.group or None,
+                    identity, c.text, original, source, row.row, row.kind or None, row.group or None,
                     row.split or None, c.flags, identity, [{"name": n, "value": v} for n, v in c.parameters],
                     [{"text": t, "weight": w} for t, w in c.weights],
                 )  # fmt: skip

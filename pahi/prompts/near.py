@@ -21,7 +21,7 @@ SHINGLE = 4  # bytes
 SEED = 7
 FOUND = 0.985  # probability that a pair at the threshold is found
 SLACK = 0.13  # three standard deviations of a signature's estimate, at 128 slots
-ROWS = 20_000  # texts a batch
+ROWS = 5_000  # texts or pairs a batch
 WINDOW = 2  # neighbours in a bucket that each is compared with, beside the bucket's first
 
 _BETWEEN = re.compile(r"[\W_]+")

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from pahi.cli import call
 from pahi.errors import UserError
 from pahi.prompts import read_source, source_hash
 from pahi.settings import Source, load_settings
@@ -54,6 +55,13 @@ def test_each_source_has_its_statistics(tmp_path):
          "cleaned": {"html": 1, "whitespace": 1}, "characters": 9.5},
         {"source": "b", "rows": 2, "prompts": 0, "rejected": {"duplicate": 1, "too_long": 1}, "cleaned": {}},
     ]  # fmt: skip
+
+
+def test_the_command_prints_the_table(tmp_path, capsys):
+    a = write(tmp_path / "a.txt", ["a  fox", "a fox", "", "an owl"])
+    assert call(["ingest", "--prompts", str(a), "--root", str(tmp_path)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "a 4 2 5.5 duplicate 1, empty 1 whitespace 1" in out
 
 
 def test_the_recipe_makes_the_same_partition(tmp_path):
