@@ -6,29 +6,73 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 from pahi.tables import Row
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class Display:
-    """How far the stages are: bars on a terminal, plain lines elsewhere. It is the stages' `progress`."""
+class Pace:
+    """How fast one stage is, from its first report on: loading models, and what was finished before, do not count."""
 
-    def __init__(self) -> None:
+    def __init__(self, total: int, done: int, now: float) -> None:
+        self.total, self.done, self.now = total, done, now
+        self.begun, self.began = done, now
+
+    def update(self, done: int, total: int, now: float) -> None:
+        if done < self.done:  # another partition, or another phase, that counts from its own start
+            self.begun, self.began = done, now
+        self.total, self.done, self.now = total, done, now
+
+    @property
+    def speed(self) -> float | None:
+        """Items a second; None while nothing is known."""
+        passed = self.now - self.began
+        return (self.done - self.begun) / passed if passed > 0 and self.done > self.begun else None
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds to the end; None while nothing is known."""
+        return max(self.total - self.done, 0) / self.speed if self.speed and self.total else None
+
+
+class Display:
+    """How far the stages are: bars on a terminal, plain lines elsewhere, nothing where `quiet`.
+
+    It is the stages' `progress`: call it with the stage, how many of its items are done, how many there are (0 where
+    that is unknown) and a note, such as the current uplift. Throughput and time remaining are its own.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.bars: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
+        self.paces: dict[str, Pace] = {}
         self.last: dict[str, float] = {}
 
     def __enter__(self) -> "Display":
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not self.quiet:
             self.bars = Progress(
                 TextColumn("{task.description:<9}"),
-                BarColumn(),
+                BarColumn(bar_width=24),
                 MofNCompleteColumn(),
+                _Speed(),
                 TimeElapsedColumn(),
+                TextColumn("[dim]left"),
+                TimeRemainingColumn(),
                 TextColumn("[dim]{task.fields[note]}"),
                 console=Console(),
             )
@@ -40,19 +84,55 @@ class Display:
             self.bars.stop()
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
-        if self.bars is not None:
-            if stage not in self.tasks:
-                self.tasks[stage] = self.bars.add_task(stage, total=total or None, note=note)
-            self.bars.update(self.tasks[stage], completed=done, total=total or None, note=note)
+        if self.quiet:
             return
         now = time.monotonic()
-        if stage not in self.last or now - self.last[stage] >= SECONDS_BETWEEN_LINES:
+        if stage in self.paces:
+            self.paces[stage].update(done, total, now)
+        pace = self.paces.setdefault(stage, Pace(total, done, now))
+        if self.bars is not None:
+            if stage not in self.tasks:
+                self.tasks[stage] = self.bars.add_task(stage, total=total or None, note=note, speed=None)
+            self.bars.update(self.tasks[stage], completed=done, total=total or None, note=note, speed=pace.speed)
+            return
+        finished = bool(total) and done >= total
+        if stage not in self.last or finished or now - self.last[stage] >= SECONDS_BETWEEN_LINES:
             self.last[stage] = now
-            print(f"{stage:<9} {done}/{total or '?'}{'  ' + note if note else ''}", flush=True)
+            print(line(stage, pace, note), flush=True)
 
     def result(self, result: dict[str, Any]) -> None:
         how = "found finished" if result["skipped"] else f"finished in {result['seconds']:.1f} s"
         print(f"{result['stage']:<9} {how:<18}  {result['url']}", flush=True)
+
+
+class _Speed(ProgressColumn):
+    """Items a second, as `Pace` knows it."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.fields.get("speed")
+        return Text(rate(speed) if speed else "", style="dim")
+
+
+def line(stage: str, pace: Pace, note: str) -> str:
+    """One report, for a log: `train     120/500  3.1/s, 2:03 left  uplift +0.41`."""
+    parts = [f"{stage:<9} {pace.done}/{pace.total or '?'}"]
+    if pace.speed and pace.remaining:
+        parts.append(f"{rate(pace.speed)}, {duration(pace.remaining)} left")
+    return "  ".join([*parts, note] if note else parts)
+
+
+def rate(speed: float) -> str:
+    """Items a second, or a minute where they are slow."""
+    if speed >= 1:
+        return f"{speed:.0f}/s" if speed >= 10 else f"{speed:.1f}/s"
+    return f"{60 * speed:.1f}/min"
+
+
+def duration(seconds: float) -> str:
+    """0:07, 2:03, 1:10:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def print_table(rows: list[Row], title: str = "") -> None:
