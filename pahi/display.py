@@ -71,9 +71,9 @@ class Display:
                 MofNCompleteColumn(),
                 _Speed(),
                 TimeElapsedColumn(),
-                TextColumn("[dim]left"),
+                TextColumn("left", style="dim"),
                 TimeRemainingColumn(),
-                TextColumn("[dim]{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", style="dim", markup=False),
                 console=Console(),
             )
             self.bars.start()
