@@ -19,7 +19,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-EVIL = "<script>window.hacked = 1</script></script><img src=x onerror='window.hacked = 2'> zebra"
+EVIL = "<script>window.hacked = 1</script></script><img src=x onerror='window.hacked = 2'> zebra {seed}"
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 if not Path(CHROMIUM).exists():
@@ -83,6 +83,46 @@ def test_filter_by_kind_and_outcome(page: Any) -> None:
     assert uplifts(page) and all(u <= 0 for u in uplifts(page))
 
 
+def test_filter_by_source(page: Any) -> None:
+    page.get_by_label("Source").select_option("own")
+    assert page.get_by_role("status").text_content() == "Showing 20 of 20 pairs"
+    page.locator(".card .open").first.click()
+    assert "own" in page.locator("#row-facts").text_content()
+
+
+def test_filter_by_a_range_of_uplift_or_of_a_reward(page: Any) -> None:
+    page.get_by_label("At least").fill("0.2")
+    page.get_by_label("At most").fill("0.9")
+    within = uplifts(page)
+    assert within and all(0.2 <= u <= 0.9 for u in within)
+    page.get_by_label("Range of", exact=True).select_option("pick_beta")
+    assert page.locator(".card").count() == 0  # raw scores lie around 17.5
+    page.get_by_label("At least").fill("17.6")
+    page.get_by_label("At most").fill("")
+    assert uplifts(page) and min(uplifts(page)) >= 0.3  # 17.5 + 0.3 uplift
+
+
+def test_the_command_is_one_that_a_shell_takes_apart_again(page: Any) -> None:
+    import shlex
+
+    page.get_by_label("Search").fill("zebra")
+    page.locator(".card .open").click()
+    typed = shlex.split(page.locator("#row-command").text_content())
+    assert typed[:3] == ["pahi", "sample", EVIL] and typed[3] == "--seed"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("opened", [False, True], ids=["page", "dialog"])
+def test_axe_finds_nothing_serious(page: Any, scheme: str, opened: bool) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    if opened:
+        page.locator(".card .open").first.click()
+    found = axe.Axe().run(page).response["violations"]
+    serious = [v for v in found if v["impact"] in ("serious", "critical")]
+    assert [(v["id"], v["help"], v["nodes"][0]["html"][:200], v["nodes"][0]["failureSummary"]) for v in serious] == []
+
+
 def test_search_and_a_prompt_that_is_markup(page: Any) -> None:
     page.get_by_label("Search").fill("ZEBRA script")
     assert page.locator(".card .open").all_text_contents() == [EVIL]
@@ -122,7 +162,7 @@ def test_dialog_by_keyboard(page: Any) -> None:
     dialog = page.get_by_role("dialog")
     dialog.wait_for(state="visible")
     text = dialog.text_content()
-    assert first.text_content() in text and "pick_beta" in text and "pahi verify tiny --prompt-id" in text
+    assert first.text_content() in text and "pick_beta" in text and "pahi sample '" in text
     page.keyboard.press("ArrowRight")
     assert page.locator("#row-place").text_content() == "2 of 60"
     page.keyboard.press("Escape")
