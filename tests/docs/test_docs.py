@@ -39,16 +39,26 @@ def fences(page: Path, *languages: str) -> Iterator[tuple[int, str]]:
         at += 1
 
 
-def commands(page: Path) -> Iterator[tuple[int, str]]:
-    """Every line of a code block, fenced or indented, that is a `pahi` command."""
-    lines = page.read_text(encoding="utf-8").splitlines()
+def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line and words of every `pahi` command in a code block, fenced or indented; others on its line are left out."""
+    text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))  # a command that goes on in the next line
     fenced = False
-    for at, line in enumerate(lines, 1):
+    for at, line in enumerate(text.splitlines(), 1):
         if line.startswith("```"):
             fenced = not fenced
-        elif (fenced or line.startswith("    ")) and re.match(r"\s*pahi\s", line):
-            for part in re.sub(r"\s{2,}#.*$", "", line).split("; "):
-                yield at, part.strip()
+        if not (fenced or line.startswith("    ")) or not re.match(r"\s*(\$ )?pahi\s", line):
+            continue
+        typed = re.sub(r"\s#.*$", "", line.strip().removeprefix("$ "))
+        lexer = shlex.shlex(re.sub(r"<[\w -]+>", "PLACE", typed), posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if word.strip("();<>|&"):
+                words.append(word)
+                continue
+            if words[:1] == ["pahi"]:
+                yield at, [w for w in words if w not in ("...", "[OPTIONS]") and not re.fullmatch(r"\[[A-Z]+\]", w)]
+            words = []
 
 
 # ---------------------------------------------------------------------------------------------------------- references
@@ -122,10 +132,9 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """Command, options and settings of each line are what the command line takes; nothing is run."""
     group: Any = typer.main.get_command(cli.app)
     monkeypatch.chdir(tmp_path)
-    for line, typed in commands(page):
-        words = [w for w in shlex.split(typed) if w != "[OPTIONS]" and not re.fullmatch(r"\[[A-Z]+\]", w)]
-        where = f"{page.name}:{line}: {typed}"
-        assert words[0] == "pahi" and words[1] in [*group.commands, "COMMAND", "help"], where
+    for line, words in commands(page):
+        where = f"{page.name}:{line}: {' '.join(words)}"
+        assert words[1] in [*group.commands, "COMMAND", "help"], where
         if words[1] in ("COMMAND", "help") or "--help" in words:
             continue
         try:
