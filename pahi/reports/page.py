@@ -62,7 +62,14 @@ def build_report(data: dict[str, Any]) -> str:
         gallery=rows,
         kinds=_counts(rows, "kind"),
         origins=_counts(rows, "source"),
-        blob=_json({"rows": rows, "units": evaluate.get("units") or {}, "redraw": data.get("redraw") or ""}),
+        blob=_json(
+            {
+                "rows": rows,
+                "units": evaluate.get("units") or {},
+                "redraw": data.get("redraw") or "",
+                "lineage": {f"from {s.get('stage')}": s.get("fingerprint") for s in data.get("lineage") or []},
+            }
+        ),
         pictures=Markup("\n".join(pictures)),  # data URIs: base64 and fixed prefixes, no markup possible
         by_kind=_by_kind(evaluate, arms, roles),
         curves=_curves(data.get("metrics") or []),

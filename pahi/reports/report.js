@@ -37,7 +37,7 @@
   showTheme();
 
   if (!$("gallery-data")) return;
-  const { rows, units, redraw } = JSON.parse($("gallery-data").textContent);
+  const { rows, units, redraw, lineage } = JSON.parse($("gallery-data").textContent);
   const pictures = $("gallery-pictures").textContent.split("\n");
   const haystack = rows.map((row) => (row.prompt + " " + row.kind + " " + row.id).toLowerCase());
 
@@ -181,6 +181,9 @@
     });
     $("row-scores").replaceChildren(...scores);
     const facts = { seed: row.seed ?? "n/a", "prompt id": row.id || "n/a", kind: row.kind || "n/a", source: row.source || "n/a" };
+    for (const stage of ["cache", "train", "evaluate"]) {
+      if (lineage[`from ${stage}`]) facts[`from ${stage}`] = lineage[`from ${stage}`];
+    }
     $("row-facts").replaceChildren(
       ...Object.entries(facts).map(([k, v]) => element("div", {}, element("dt", {}, k), element("dd", {}, String(v)))),
     );

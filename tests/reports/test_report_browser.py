@@ -163,6 +163,7 @@ def test_dialog_by_keyboard(page: Any) -> None:
     dialog.wait_for(state="visible")
     text = dialog.text_content()
     assert first.text_content() in text and "pick_beta" in text and "pahi sample '" in text
+    assert "from train" in text and "3f3a90c1be27" in text  # which predictor it was
     page.keyboard.press("ArrowRight")
     assert page.locator("#row-place").text_content() == "2 of 60"
     page.keyboard.press("Escape")
