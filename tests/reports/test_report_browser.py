@@ -242,13 +242,17 @@ def test_five_thousand_pairs_are_quick(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(build_report(data), encoding="utf-8")
     page = browser.new_page()
+    # In the page's own processor time, which other programs on the machine do not change.
+    meter = page.context.new_cdp_session(page)
+    meter.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.goto(path.as_uri(), wait_until="domcontentloaded")
     assert page.locator("#status").text_content() == "Showing 24 of 5000 pairs"
-    ready = page.evaluate("performance.getEntriesByType('navigation')[0].domInteractive")
+    metrics = {m["name"]: m["value"] for m in meter.send("Performance.getMetrics")["metrics"]}
+    ready = 1000 * metrics["TaskDuration"]
     spent = page.evaluate(
         """() => { const start = performance.now(), search = document.getElementById('search');
                    search.value = 'circle'; search.dispatchEvent(new Event('input'));
                    return performance.now() - start; }"""
     )
-    assert ready < 2000 * 3 and spent < 500 * 3  # the aim, with room for a busy machine
+    assert 0 < ready < 2000 and spent < 500 * 3  # the aim; the search has room for a busy machine
     page.close()
