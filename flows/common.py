@@ -139,13 +139,14 @@ class _Progress:
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
         if self.listener is not None:
             self.listener(stage, done, total, note)
-        left = self.paces.setdefault(stage, Pace()).note(done, total)
         now = time.monotonic()
+        pace = self.paces.setdefault(stage, Pace(total, done, now))
+        pace.update(done, total, now)
         if stage in self.artifacts and now - self.last < SECONDS_BETWEEN_UPDATES and done < total:
             return
         self.last = now
         percent = 100.0 * min(done, total) / total if total else 0.0
-        description = f"{stage} of {self.dataset}: {', '.join(p for p in (f'{done} of {total}', left, note) if p)}"
+        description = f"{stage} of {self.dataset}: {', '.join(p for p in (f'{done} of {total}', pace.left, note) if p)}"
         with _unimportant("progress"):
             if stage in self.artifacts:
                 update_progress_artifact(self.artifacts[stage], progress=percent, description=description)

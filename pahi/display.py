@@ -10,38 +10,47 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
-from pahi.pace import Pace
+from pahi.pace import Pace, duration, rate
 from pahi.tables import Row
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Display:
-    """How far the stages are, and what remains: bars on a terminal, lines elsewhere. It is the stages' `progress`."""
+    """How far the stages are: bars on a terminal, plain lines elsewhere, nothing where `quiet`.
 
-    def __init__(self) -> None:
+    It is the stages' `progress`: call it with the stage, how many of its items are done, how many there are (0 where
+    that is unknown) and a note, such as the current uplift. Throughput and time remaining are its own.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.bars: Progress | None = None
         self.tasks: dict[str, TaskID] = {}
-        self.last: dict[str, float] = {}
         self.paces: dict[str, Pace] = {}
+        self.last: dict[str, float] = {}
 
     def __enter__(self) -> "Display":
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and not self.quiet:
             self.bars = Progress(
                 TextColumn("{task.description:<9}"),
-                BarColumn(),
+                BarColumn(bar_width=24),
                 MofNCompleteColumn(),
+                _Speed(),
                 TimeElapsedColumn(),
-                TextColumn("[dim]left"),
+                TextColumn("left", style="dim"),
                 TimeRemainingColumn(),
-                TextColumn("[dim]{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", style="dim", markup=False),
                 console=Console(),
             )
             self.bars.start()
@@ -52,20 +61,41 @@ class Display:
             self.bars.stop()
 
     def __call__(self, stage: str, done: int, total: int, note: str) -> None:
+        if self.quiet:
+            return
+        now = time.monotonic()
+        if stage in self.paces:
+            self.paces[stage].update(done, total, now)
+        pace = self.paces.setdefault(stage, Pace(total, done, now))
         if self.bars is not None:
             if stage not in self.tasks:
-                self.tasks[stage] = self.bars.add_task(stage, total=total or None, note=note)
-            self.bars.update(self.tasks[stage], completed=done, total=total or None, note=note)
+                self.tasks[stage] = self.bars.add_task(stage, total=total or None, note=note, speed=None)
+            self.bars.update(self.tasks[stage], completed=done, total=total or None, note=note, speed=pace.speed)
             return
-        left = self.paces.setdefault(stage, Pace()).note(done, total)
-        now = time.monotonic()
-        if stage not in self.last or now - self.last[stage] >= SECONDS_BETWEEN_LINES:
+        finished = bool(total) and done >= total
+        if stage not in self.last or finished or now - self.last[stage] >= SECONDS_BETWEEN_LINES:
             self.last[stage] = now
-            print("  ".join(part for part in (f"{stage:<9} {done}/{total or '?'}", left, note) if part), flush=True)
+            print(line(stage, pace, note), flush=True)
 
     def result(self, result: dict[str, Any]) -> None:
         how = "found finished" if result["skipped"] else f"finished in {result['seconds']:.1f} s"
         print(f"{result['stage']:<9} {how:<18}  {result['url']}", flush=True)
+
+
+class _Speed(ProgressColumn):
+    """Items a second, as `Pace` knows it."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.fields.get("speed")
+        return Text(rate(speed) if speed else "", style="dim")
+
+
+def line(stage: str, pace: Pace, note: str) -> str:
+    """One report, for a log: `train     120/500  3.1/s, 2:03 left  uplift +0.41`."""
+    parts = [f"{stage:<9} {pace.done}/{pace.total or '?'}"]
+    if pace.speed and pace.remaining:
+        parts.append(f"{rate(pace.speed)}, {duration(pace.remaining)} left")
+    return "  ".join([*parts, note] if note else parts)
 
 
 def print_table(rows: list[Row], title: str = "") -> None:

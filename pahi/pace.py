@@ -1,33 +1,44 @@
-"""How long a stage will still take, from how it went so far."""
-
-import time
+"""How fast a stage goes, and how long it will still take."""
 
 
 class Pace:
-    """One stage's steps since this run began; a resumed run begins in the middle."""
+    """How fast one stage is, from its first report on: loading models, and what was finished before, do not count."""
 
-    def __init__(self) -> None:
-        self.start: tuple[float, int] | None = None
+    def __init__(self, total: int, done: int, now: float) -> None:
+        self.total, self.done, self.now = total, done, now
+        self.begun, self.began = done, now
 
-    def left(self, done: int, total: int) -> float | None:
-        """Seconds that remain after `done` of `total` steps, or None as long as nothing tells."""
-        now = time.monotonic()
-        if self.start is None or done < self.start[1]:
-            self.start = (now, done)
-        began, first = self.start
-        if done == first or not total:
-            return None
-        return (now - began) / (done - first) * max(0, total - done)
+    def update(self, done: int, total: int, now: float) -> None:
+        if done < self.done:  # another partition, or another phase, that counts from its own start
+            self.begun, self.began = done, now
+        self.total, self.done, self.now = total, done, now
 
-    def note(self, done: int, total: int) -> str:
-        """The same in words, such as "4 min left"; empty where nothing tells, or nothing remains."""
-        seconds = self.left(done, total)
-        return f"{span(seconds)} left" if seconds and done < total else ""
+    @property
+    def speed(self) -> float | None:
+        """Items a second; None while nothing is known."""
+        passed = self.now - self.began
+        return (self.done - self.begun) / passed if passed > 0 and self.done > self.begun else None
+
+    @property
+    def remaining(self) -> float | None:
+        """Seconds to the end; None while nothing is known."""
+        return max(self.total - self.done, 0) / self.speed if self.speed and self.total else None
+
+    @property
+    def left(self) -> str:
+        """The same in words, such as `2:03 left`; empty where nothing is known, or nothing remains."""
+        return f"{duration(self.remaining)} left" if self.remaining else ""
 
 
-def span(seconds: float) -> str:
-    """Seconds as people read them: "40 s", "4 min", "2 h 5 min"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+def rate(speed: float) -> str:
+    """Items a second, or a minute where they are slow."""
+    if speed >= 1:
+        return f"{speed:.0f}/s" if speed >= 10 else f"{speed:.1f}/s"
+    return f"{60 * speed:.1f}/min"
+
+
+def duration(seconds: float) -> str:
+    """0:07, 2:03, 1:10:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pahi.errors import UserError
+from pahi.explain import explain, nearest, reason
 
 RUNTIME: dict[str, Any] = {"runtime": True}
 
@@ -523,13 +524,15 @@ def load_settings(
     """Preset, file and `key=value` overrides, in that order. Raises UserError, in one line, on anything unknown."""
     known = presets()
     if preset not in known:
-        raise UserError(f"no preset {preset!r}{_nearest(preset, list(known))}; `pahi presets` lists them")
+        if Path(preset).suffix in (".yaml", ".yml"):
+            raise UserError(f"no preset {preset!r}: presets are names; a file of yours is --config {preset}")
+        raise UserError(f"no preset {preset!r}{nearest(preset, list(known)) or ';'} `pahi presets` lists them")
     data = {k: v for k, v in known[preset].items() if k != "about"}
     if file is not None:
         try:
             extra = yaml.safe_load(Path(file).read_text()) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"cannot read settings {file}: {' '.join(str(error).split())}") from None
+            raise UserError(f"cannot read settings {file}: {reason(error)}") from None
         if not isinstance(extra, dict):
             raise UserError(f"settings {file}: expected keys and values at the top")
         _merge(data, extra)
@@ -541,30 +544,14 @@ def load_settings(
             parsed = yaml.safe_load(value)
         except yaml.YAMLError:
             parsed = value
-        _set(data, key.strip().split("."), parsed, override)
+        _set(data, re.sub(r"\[(\d+)\]", r".\1", key.strip()).split("."), parsed, override)
     for key, value in values.items():
         if value is not None:
             data[key] = value
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
-        raise UserError(explain(error)) from None
-
-
-def explain(error: ValidationError) -> str:
-    """The first mistake of a validation, in one line."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        tree: Any = Settings
-        for part in first["loc"][:-1]:
-            field = getattr(tree, "model_fields", {}).get(part)
-            if field is not None:  # otherwise the position in a list, or a key of a dictionary
-                inner = [a for a in getattr(field.annotation, "__args__", ()) if hasattr(a, "model_fields")]
-                tree = inner[0] if inner else field.annotation
-        return f"unknown setting {where!r}{_nearest(str(first['loc'][-1]), list(getattr(tree, 'model_fields', [])))}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"setting {where}: {message}" if where else message
+        raise UserError(explain(error, Settings)) from None
 
 
 def _merge(data: dict[str, Any], extra: dict[str, Any]) -> None:
@@ -576,15 +563,17 @@ def _merge(data: dict[str, Any], extra: dict[str, Any]) -> None:
 
 
 def _set(data: dict[str, Any], path: list[str], value: Any, override: str) -> None:
-    for part in path[:-1]:
-        data = data.setdefault(part, {})
-        if not isinstance(data, dict):
+    place: Any = data
+    for i, part in enumerate(path):
+        if isinstance(place, list):  # rewards.train.0.weight
+            if not part.isdecimal() or int(part) >= len(place):
+                raise UserError(f"--set {override!r}: {path[i - 1]!r} has entries 0 to {len(place) - 1}, not {part!r}")
+            key: Any = int(part)
+        else:
+            key = part
+        if i == len(path) - 1:
+            place[key] = value
+            return
+        place = place[key] if isinstance(place, list) else place.setdefault(key, {})
+        if not isinstance(place, dict | list):
             raise UserError(f"--set {override!r}: {part!r} has no settings of its own")
-    data[path[-1]] = value
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -13,7 +13,7 @@ from pahi.errors import StageFailed, UserError
 from pahi.tables import arm_rows, count_rows, markdown
 
 COMMANDS = ["run", "ingest", "cache", "train", "evaluate", "generate", "curate"]
-COMMANDS += ["publish", "verify", "report", "ls", "gc", "presets", "doctor"]
+COMMANDS += ["publish", "sample", "verify", "report", "ls", "gc", "presets", "doctor"]
 
 
 def fails(capsys, *arguments, code=2):
@@ -191,3 +191,73 @@ def test_arms_become_rows():
         {"what": "prompts", "value": 3},
         {"what": "splits.test", "value": 1},
     ]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_takes_v_and_json(command):
+    options = {o for p in typer.main.get_command(cli.app).commands[command].params for o in p.opts}
+    assert {"--verbose", "-v", "--json"} <= options
+
+
+def test_json_is_all_that_is_printed(capsys, tmp_path):
+    import json
+
+    for arguments in (["ls"], ["gc"]):
+        assert cli.call([*arguments, "--json", "--root", str(tmp_path)]) == 0
+        assert json.loads(capsys.readouterr().out) == []
+    assert cli.call(["presets", "--json"]) == 0
+    assert "tiny" in [row["preset"] for row in json.loads(capsys.readouterr().out)]
+
+
+def test_json_has_no_nan(capsys):
+    import json
+
+    cli.print_json({"a": [float("nan"), 1.5], 2: float("inf")})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": [None, 1.5], "2": None}
+
+
+def test_exit_codes_are_documented(capsys):
+    assert cli.call(["--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert all(f"{code} " in text for code in (0, 1, 2, 130)) and "Exit codes" in text
+
+
+def test_version(capsys):
+    from pahi import __version__
+
+    assert cli.call(["--version"]) == 0
+    assert capsys.readouterr().out == f"pahi {__version__}\n"
+
+
+@pytest.mark.parametrize(("package", "extra"), [("s3fs", "s3"), ("prefect", "pipeline")])
+def test_a_missing_extra_is_named(tmp_path, package, extra):
+    """In a process of its own, where the package cannot be imported."""
+    arguments = {"s3fs": ["ls", "--root", "s3://bucket/x"], "prefect": ["run", "--root", str(tmp_path)]}[package]
+    code = f"import sys; sys.modules[{package!r}] = None; from pahi import cli; sys.exit(cli.call({arguments!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and f"pip install 'pahi[{extra}]'" in done.stderr
+
+
+def test_an_installed_package_is_never_called_missing():
+    from pahi.errors import missing
+
+    assert missing(ImportError("s3fs is broken", name="s3fs")) == ""
+    assert missing(ValueError("no such datasets")) == ""
+
+
+def test_pahi_is_imported_in_no_time_and_without_torch():
+    """The best of three: the machine may be busy."""
+    code = (
+        "import sys, time; t = time.perf_counter(); import pahi; print(time.perf_counter() - t, 'torch' in sys.modules)"
+    )
+    outs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split() for _ in "123"]
+    assert min(float(seconds) for seconds, _ in outs) < 0.3
+    assert {torch for _, torch in outs} == {"False"}
+
+
+def test_options_are_shared_in_one_order():
+    commands = typer.main.get_command(cli.app).commands
+    shared = [*cli.SETTINGS, "verbose"]
+    for name in ("run", "train", "cache", "verify", "report", "doctor", "sample"):
+        assert [p.name for p in commands[name].params if p.name in shared] == shared, name

@@ -74,7 +74,7 @@ def test_preset_then_file_then_overrides(tmp_path: Path) -> None:
         ("train.steps.more=5", ["train.steps"]),
         ("train.steps=many", ["train.steps"]),
         ("train.steps=-1", ["train.steps"]),
-        ("rewards.train.0.weight=2", ["'train'"]),
+        ("rewards.train.9.weight=2", ["'train' has entries 0 to"]),
         ("generator.dtype=float8", ["generator.dtype", "bfloat16"]),
         ("name=Not A Name", ["name"]),
         ("evaluate.best_of=[1]", ["evaluate.best_of", "best of fewer than 2"]),

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from pahi.errors import PahiError, UserError
+from pahi.errors import PahiError, UserError, missing
 
 TEMPORARY = ".tmp-"
 Names = list[str]  # inside Store, `list` is its method
@@ -60,7 +60,7 @@ class Store:
         except TypeError:  # a file system that has no such option
             self.fs, self.base = fsspec.core.url_to_fs(root)
         except (ValueError, ImportError) as error:
-            raise UserError(f"cannot open the store {root!r}: {error}") from None
+            raise UserError(f"cannot open the store {root!r}: {error}{missing(error)}") from None
         self.local = isinstance(self.fs, LocalFileSystem)
         self.base = self.base.rstrip("/")
         if hasattr(self.fs, "retries"):

@@ -14,7 +14,7 @@ from torch import nn
 
 from pahi import fetch, models
 from pahi.artifacts.fingerprint import content_hash
-from pahi.errors import UserError
+from pahi.errors import UserError, missing
 from pahi.generators.base import Generator
 from pahi.generators.flux import Flux
 from pahi.generators.latent_consistency import LatentConsistency
@@ -279,7 +279,7 @@ def explained(model_id: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, ImportError, EOFError, RuntimeError, TypeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{model_id}: cannot be loaded: {reason}") from None
+        raise UserError(f"{model_id}: cannot be loaded: {reason}{missing(error)}") from None
 
 
 def pick_device(device: str) -> torch.device:

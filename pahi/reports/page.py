@@ -24,11 +24,12 @@ def build_report(data: dict[str, Any]) -> str:
     `data` holds plain JSON values, bytes only in the gallery's pictures. Every key may be missing, any number None or
     NaN: what is not there is left out or shown as n/a.
 
-    - `dataset`, `generated_by`, `preset_line`, `redraw` (command with `{prompt_id}` and `{seed}` to fill in)
+    - `dataset`, `generated_by`, `preset_line`, `redraw` (command with `{prompt}`, quoted for a shell,
+      `{prompt_id}` and `{seed}` to fill in)
     - `evaluate`: `prompts`, `seeds`, `train_reward`, `units` (reward -> one within-prompt standard deviation), `flags`,
       `arms` (uplifts in those units; of a judge, mean and uplift are shares between 0 and 1), `by_kind`
       (kind -> arm -> reward -> mean uplift, of a judge the share)
-    - `gallery`: pairs drawn from the same noise: `prompt_id`, `prompt`, `kind`, `seed`, `uplift`,
+    - `gallery`: pairs drawn from the same noise: `prompt_id`, `prompt`, `kind`, `source`, `seed`, `uplift`,
       `scores` (reward -> [before, after]), `before`, `after`
     - `metrics`: rows of `phase`, `step`, `name`, `value`; `histograms`: reward -> arm -> raw scores
     - `funnel`, `lineage`, `settings`, `versions`
@@ -59,8 +60,16 @@ def build_report(data: dict[str, Any]) -> str:
         hero=hero,
         shown=next((p for p in hero if p["label"] == "Median" and result.tone != "good"), hero[0] if hero else None),
         gallery=rows,
-        kinds=_kinds(rows),
-        blob=_json({"rows": rows, "units": evaluate.get("units") or {}, "redraw": data.get("redraw") or ""}),
+        kinds=_counts(rows, "kind"),
+        origins=_counts(rows, "source"),
+        blob=_json(
+            {
+                "rows": rows,
+                "units": evaluate.get("units") or {},
+                "redraw": data.get("redraw") or "",
+                "lineage": {f"from {s.get('stage')}": s.get("fingerprint") for s in data.get("lineage") or []},
+            }
+        ),
         pictures=Markup("\n".join(pictures)),  # data URIs: base64 and fixed prefixes, no markup possible
         by_kind=_by_kind(evaluate, arms, roles),
         curves=_curves(data.get("metrics") or []),
@@ -177,6 +186,7 @@ def _gallery(gallery: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[
                 "id": str(row.get("prompt_id") or ""),
                 "prompt": str(row.get("prompt") or ""),
                 "kind": str(row.get("kind") or ""),
+                "source": str(row.get("source") or ""),
                 "seed": row.get("seed"),
                 "uplift": text.finite(row.get("uplift")),
                 "scores": row.get("scores") or {},
@@ -223,11 +233,12 @@ def _hero(rows: list[dict[str, Any]], pictures: list[str]) -> list[dict[str, Any
     return list(found.values())
 
 
-def _kinds(rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
+def _counts(rows: list[dict[str, Any]], key: str) -> list[tuple[str, int]]:
+    """The values of a key, with the number of rows of each; empty ones aside."""
     counts: dict[str, int] = {}
     for row in rows:
-        if row["kind"]:
-            counts[row["kind"]] = counts.get(row["kind"], 0) + 1
+        if row[key]:
+            counts[row[key]] = counts.get(row[key], 0) + 1
     return sorted(counts.items())
 
 

@@ -37,7 +37,7 @@
   showTheme();
 
   if (!$("gallery-data")) return;
-  const { rows, units, redraw } = JSON.parse($("gallery-data").textContent);
+  const { rows, units, redraw, lineage } = JSON.parse($("gallery-data").textContent);
   const pictures = $("gallery-pictures").textContent.split("\n");
   const haystack = rows.map((row) => (row.prompt + " " + row.kind + " " + row.id).toLowerCase());
 
@@ -92,7 +92,9 @@
 
   // ---- cards
   const cards = $("cards"), more = $("more"), batch = 24;
-  const state = { search: "", kind: "", sort: "best", outcome: "", view: "duo" };
+  const quoted = (text) => "'" + String(text).replaceAll("'", "'\\''") + "'"; // one word, for a shell
+  const state = { search: "", kind: "", source: "", sort: "best", outcome: "", measure: "", least: "", most: "", view: "duo" };
+  const measured = (row) => (state.measure ? row.scores[state.measure]?.[1] : row.uplift);
   let found = [], shown = 0;
   const card = (place) => {
     const index = found[place], row = rows[index];
@@ -122,6 +124,10 @@
     found = [];
     rows.forEach((row, i) => {
       if (state.kind && row.kind !== state.kind) return;
+      if (state.source && row.source !== state.source) return;
+      // A row without the number is in no range.
+      if (state.least !== "" && !(measured(row) >= Number(state.least))) return;
+      if (state.most !== "" && !(finite(measured(row)) && measured(row) <= Number(state.most))) return;
       if (state.outcome === "gain" && !(row.uplift > 0)) return;
       if (state.outcome === "loss" && !(finite(row.uplift) && row.uplift < 0)) return;
       if (words.every((word) => haystack[i].includes(word))) found.push(i);
@@ -139,8 +145,11 @@
   };
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   $("search").addEventListener("input", (event) => { state.search = event.target.value; refresh(); });
-  for (const key of ["sort", "outcome", "view"]) {
-    $(key).addEventListener("change", (event) => { state[key] = event.target.value; refresh(); });
+  for (const key of ["sort", "source", "outcome", "measure", "view"]) {
+    $(key)?.addEventListener("change", (event) => { state[key] = event.target.value; refresh(); });
+  }
+  for (const key of ["least", "most"]) {
+    $(key).addEventListener("input", (event) => { state[key] = event.target.value; refresh(); });
   }
   const chips = document.querySelectorAll(".chips button");
   for (const chip of chips) {
@@ -171,12 +180,16 @@
       return element("tr", {}, element("th", { scope: "row" }, name), ...cells.map((c) => element("td", { class: "n" }, c)));
     });
     $("row-scores").replaceChildren(...scores);
-    const facts = { seed: row.seed ?? "n/a", "prompt id": row.id || "n/a", kind: row.kind || "n/a" };
+    const facts = { seed: row.seed ?? "n/a", "prompt id": row.id || "n/a", kind: row.kind || "n/a", source: row.source || "n/a" };
+    for (const stage of ["cache", "train", "evaluate"]) {
+      if (lineage[`from ${stage}`]) facts[`from ${stage}`] = lineage[`from ${stage}`];
+    }
     $("row-facts").replaceChildren(
       ...Object.entries(facts).map(([k, v]) => element("div", {}, element("dt", {}, k), element("dd", {}, String(v)))),
     );
     $("row-redraw").hidden = !redraw;
-    $("row-command").textContent = redraw.replaceAll("{prompt_id}", row.id).replaceAll("{seed}", String(row.seed ?? ""));
+    const fill = { prompt: quoted(row.prompt), prompt_id: row.id, seed: row.seed ?? "" };
+    $("row-command").textContent = redraw.replace(/\{(prompt|prompt_id|seed)\}/g, (_, name) => String(fill[name]));
     $("copy").textContent = "Copy";
     $("previous").disabled = place === 0;
     $("next").disabled = place === found.length - 1;

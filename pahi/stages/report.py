@@ -1,11 +1,14 @@
 """report.html of whatever is finished. It reads manifests and tables, and decides nothing."""
 
+import json
+import shlex
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pahi.artifacts import Output
 from pahi.errors import UserError
 from pahi.evaluation.summary import main_arm
+from pahi.settings import presets
 from pahi.stages import cache, curate, evaluate, generate, ingest, train
 from pahi.stages.common import Context
 
@@ -66,6 +69,8 @@ def collect(ctx: Context, partitions: ingest.Chain, evaluated: Output) -> dict[s
     }
     names = [m.name for m in ctx.reward_models]
     main, units = summary["train_reward"], summary["units"]
+    read = partitions.prompts(["prompt_id", "source"])
+    sources = dict(zip(read["prompt_id"].to_pylist(), read["source"].to_pylist(), strict=True))
     gallery = []
     for row in evaluated.read("gallery").to_pylist():
         pair = {
@@ -74,6 +79,7 @@ def collect(ctx: Context, partitions: ingest.Chain, evaluated: Output) -> dict[s
         before, after = pair[main]
         up = (after - before) / units[main] if before is not None and after is not None and units[main] else 0.0
         entry = {k: row[k] for k in ("prompt_id", "prompt", "kind", "seed")}
+        entry["source"] = sources.get(row["prompt_id"])
         gallery.append(
             {**entry, "uplift": up, "scores": pair, "before": row["before"]["bytes"], "after": row["after"]["bytes"]}
         )
@@ -106,8 +112,22 @@ def collect(ctx: Context, partitions: ingest.Chain, evaluated: Output) -> dict[s
         ],
         "settings": settings,
         "versions": {name: _version(name) for name in PACKAGES},
-        "redraw": f"pahi verify {ctx.settings.name}",
+        "redraw": redraw(ctx, trained.url),
     }
+
+
+def redraw(ctx: Context, trained: str) -> str:
+    """The command that draws a row of the gallery again, `{prompt}` and `{seed}` to be filled in."""
+    own = ctx.settings.generator
+    for name, data in presets().items():
+        if own == type(own).model_validate(data["generator"]):
+            generator = f"--preset {name}"
+            break
+    else:
+        given = json.dumps(own.model_dump(mode="json", exclude_defaults=True))
+        generator = f"--set {shlex.quote(f'generator={given}')}"
+    predictor = shlex.quote(f"{trained}/predictor")
+    return f"pahi sample {{prompt}} {generator} --predictor {predictor} --seed {{seed}} --compare pair.png"
 
 
 def _version(package: str) -> str:

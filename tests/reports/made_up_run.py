@@ -58,6 +58,7 @@ def gallery(n: int, seed: int = 0) -> list[dict[str, Any]]:
                 "prompt_id": f"{i:016x}",
                 "prompt": wording(spec, rng),
                 "kind": spec.kind,
+                "source": "parti" if i % 3 else "own",
                 "seed": i % 4,
                 "uplift": uplift,
                 "scores": {
@@ -151,5 +152,5 @@ def run(n: int = 60) -> dict[str, Any]:
             "train": {"steps": 600, "beta": 0.4, "rewards": ["pick_alpha"], "resume": None, "amp": False},
         },
         "versions": {"pahi": "0.1.0", "torch": "2.13.0", "diffusers": "0.36.0"},
-        "redraw": "pahi verify tiny --prompt-id {prompt_id} --seed {seed}",
+        "redraw": "pahi sample {prompt} --seed {seed} --compare pair.png",
     }  # fmt: skip

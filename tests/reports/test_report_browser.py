@@ -19,7 +19,7 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
-EVIL = "<script>window.hacked = 1</script></script><img src=x onerror='window.hacked = 2'> zebra"
+EVIL = "<script>window.hacked = 1</script></script><img src=x onerror='window.hacked = 2'> zebra {seed}"
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 if not Path(CHROMIUM).exists():
@@ -83,6 +83,46 @@ def test_filter_by_kind_and_outcome(page: Any) -> None:
     assert uplifts(page) and all(u <= 0 for u in uplifts(page))
 
 
+def test_filter_by_source(page: Any) -> None:
+    page.get_by_label("Source").select_option("own")
+    assert page.get_by_role("status").text_content() == "Showing 20 of 20 pairs"
+    page.locator(".card .open").first.click()
+    assert "own" in page.locator("#row-facts").text_content()
+
+
+def test_filter_by_a_range_of_uplift_or_of_a_reward(page: Any) -> None:
+    page.get_by_label("At least").fill("0.2")
+    page.get_by_label("At most").fill("0.9")
+    within = uplifts(page)
+    assert within and all(0.2 <= u <= 0.9 for u in within)
+    page.get_by_label("Range of", exact=True).select_option("pick_beta")
+    assert page.locator(".card").count() == 0  # raw scores lie around 17.5
+    page.get_by_label("At least").fill("17.6")
+    page.get_by_label("At most").fill("")
+    assert uplifts(page) and min(uplifts(page)) >= 0.3  # 17.5 + 0.3 uplift
+
+
+def test_the_command_is_one_that_a_shell_takes_apart_again(page: Any) -> None:
+    import shlex
+
+    page.get_by_label("Search").fill("zebra")
+    page.locator(".card .open").click()
+    typed = shlex.split(page.locator("#row-command").text_content())
+    assert typed[:3] == ["pahi", "sample", EVIL] and typed[3] == "--seed"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("opened", [False, True], ids=["page", "dialog"])
+def test_axe_finds_nothing_serious(page: Any, scheme: str, opened: bool) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    if opened:
+        page.locator(".card .open").first.click()
+    found = axe.Axe().run(page).response["violations"]
+    serious = [v for v in found if v["impact"] in ("serious", "critical")]
+    assert [(v["id"], v["help"], v["nodes"][0]["html"][:200], v["nodes"][0]["failureSummary"]) for v in serious] == []
+
+
 def test_search_and_a_prompt_that_is_markup(page: Any) -> None:
     page.get_by_label("Search").fill("ZEBRA script")
     assert page.locator(".card .open").all_text_contents() == [EVIL]
@@ -122,7 +162,8 @@ def test_dialog_by_keyboard(page: Any) -> None:
     dialog = page.get_by_role("dialog")
     dialog.wait_for(state="visible")
     text = dialog.text_content()
-    assert first.text_content() in text and "pick_beta" in text and "pahi verify tiny --prompt-id" in text
+    assert first.text_content() in text and "pick_beta" in text and "pahi sample '" in text
+    assert "from train" in text and "3f3a90c1be27" in text  # which predictor it was
     page.keyboard.press("ArrowRight")
     assert page.locator("#row-place").text_content() == "2 of 60"
     page.keyboard.press("Escape")
@@ -201,13 +242,17 @@ def test_five_thousand_pairs_are_quick(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(build_report(data), encoding="utf-8")
     page = browser.new_page()
+    # In the page's own processor time, which other programs on the machine do not change.
+    meter = page.context.new_cdp_session(page)
+    meter.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.goto(path.as_uri(), wait_until="domcontentloaded")
     assert page.locator("#status").text_content() == "Showing 24 of 5000 pairs"
-    ready = page.evaluate("performance.getEntriesByType('navigation')[0].domInteractive")
+    metrics = {m["name"]: m["value"] for m in meter.send("Performance.getMetrics")["metrics"]}
+    ready = 1000 * metrics["TaskDuration"]
     spent = page.evaluate(
         """() => { const start = performance.now(), search = document.getElementById('search');
                    search.value = 'circle'; search.dispatchEvent(new Event('input'));
                    return performance.now() - start; }"""
     )
-    assert ready < 2000 * 3 and spent < 500 * 3  # the aim, with room for a busy machine
+    assert 0 < ready < 2000 and spent < 500 * 3  # the aim; the search has room for a busy machine
     page.close()
