@@ -22,7 +22,7 @@ from pahi.artifacts import Output
 from pahi.errors import UserError
 from pahi.evaluation.statistics import Interval
 from pahi.prompts.cleaning import clean, prompt_id
-from pahi.prompts.location import open_content
+from pahi.prompts.location import open_bytes
 from pahi.settings import Evaluate
 
 HOME = "export"
@@ -77,7 +77,7 @@ class Exporter:
 def read_metadata(path: str) -> list[dict[str, Any]]:
     """GenEval's lines. Raises UserError on what is no such file."""
     lines = []
-    with open_content(path) as file:
+    with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
