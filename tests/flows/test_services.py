@@ -77,7 +77,9 @@ def services(tmp_path_factory, s3_server):
     try:
         services.start_postgres()
         services.start_server()
-        services.run(["sh", "infra/setup.sh"], timeout=300)
+        # The switches on, as an operator has them; the first test turns them off again.
+        switches = {"PAHI_NIGHTLY": "true", "PAHI_CHAIN": "true", "PAHI_HOME": str(ROOT)}
+        services.run(["sh", "infra/setup.sh"], timeout=300, **switches)
         services.start_worker("gpu-1", "pahi-gpu")
         yield services
     finally:
@@ -122,34 +124,24 @@ def complete(settings) -> None:
     assert all(check["ok"] for check in verify(settings, rows=0))
 
 
-def automations(services):
-    return services.api("/automations/filter", {})
-
-
 # -------------------------------------------------------------------------------------------------------- every day
 
 
-def test_the_setup_script_leaves_everything_off_and_can_be_run_again(services):
+def test_the_setup_script_turns_things_on_and_off_and_can_be_run_again(services):
     names = {deployment["name"] for deployment in services.api("/deployments/filter", {})}
     assert {*STAGES, "pipeline"} <= names
     assert {pool["name"] for pool in services.api("/work_pools/filter", {})} >= {"pahi-cpu", "pahi-gpu"}
-    schedules = services.deployment("pipeline")["schedules"]
-    assert [(schedule["slug"], schedule["active"]) for schedule in schedules] == [("nightly", False)]
-    assert {a["name"]: a["enabled"] for a in automations(services)} == {
-        "evaluate-after-train": False,
-        "pahi-lost-runs": True,
-    }
-    services.run(["sh", "infra/setup.sh"], timeout=300, PAHI_NIGHTLY="true", PAHI_CHAIN="true", PAHI_HOME=str(ROOT))
-    assert [schedule["active"] for schedule in services.deployment("pipeline")["schedules"]] == [True]
+
+    def switches():
+        schedules = {schedule["slug"]: schedule["active"] for schedule in services.deployment("pipeline")["schedules"]}
+        return schedules | {a["name"]: a["enabled"] for a in services.api("/automations/filter", {})}
+
+    assert switches() == {"nightly": True, "evaluate-after-train": True, "pahi-lost-runs": True}
     asked = {"flow_runs": {"deployment_id": {"any_": [services.deployment("pipeline")["id"]]}}}
     nights = wait("the scheduler", lambda: services.api("/flow_runs/filter", asked), 60, services.logs)
     assert {run["state_type"] for run in nights} == {"SCHEDULED"}
-    assert {a["name"]: a["enabled"] for a in automations(services)} == {
-        "evaluate-after-train": True,
-        "pahi-lost-runs": True,
-    }
-    services.prefect("deploy", "--all", timeout=300)
-    assert [schedule["active"] for schedule in services.deployment("pipeline")["schedules"]] == [False]
+    services.run(["sh", "infra/setup.sh"], timeout=300)
+    assert switches() == {"nightly": False, "evaluate-after-train": False, "pahi-lost-runs": True}
 
 
 def test_the_doctor_sees_the_server_and_who_would_take_a_run(services, tmp_path):

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from prefect.events.schemas.automations import AutomationCore
+from prefect.server.events.schemas.automations import EventTrigger
+from prefect.server.events.schemas.events import RelatedResource, Resource
 from prefect.utilities.templating import apply_values, find_placeholders
 
 ROOT = Path(__file__).parents[2]
@@ -208,6 +210,25 @@ def test_automations_are_what_prefect_reads():
         for written, action in zip(automation["actions"], read.actions, strict=True):
             assert set(written) <= set(type(action).model_fields)
         assert read.description
+
+
+def test_only_lost_runs_of_deployments_go_back_to_the_queue():
+    (automation,) = yaml.safe_load((INFRA / "automations.yaml").read_text())["automations"]
+    trigger = EventTrigger.model_validate(automation["trigger"])
+    run = Resource({"prefect.resource.id": "prefect.flow-run.1234"})
+    flow, deployment, other = (
+        RelatedResource({"prefect.resource.id": f"prefect.{role}.1", "prefect.resource.role": role, **name})
+        for role, name in (
+            ("flow", {"prefect.resource.name": "pahi"}),
+            ("deployment", {}),
+            ("flow", {"prefect.resource.name": "another"}),
+        )
+    )
+    assert trigger.covers_resources(run, [flow, deployment])
+    assert not trigger.covers_resources(run, [flow])
+    assert not trigger.covers_resources(run, [other, deployment])
+    # Prefect's own default is a heartbeat every three minutes; two may be lost.
+    assert trigger.within.total_seconds() > 3 * 180
 
 
 def test_the_setup_script_is_plain_shell_and_refuses_an_unknown_kind_of_pool(tmp_path):
