@@ -26,7 +26,9 @@ def message(flow_run: FlowRun, state: State[Any]) -> str:
         go_on = "mend that and start it again; it was not retried, and what is finished is kept"
     else:
         go_on = f"`prefect flow-run retry {flow_run.id}`; what is finished is found, not run again"
-    return f"{flow_run.name} {(state.name or state.type.value).lower()}: {reason}. Its log: {log}. To go on: {go_on}"
+    # The hook runs while the state is Cancelling, and is read afterwards.
+    what = "cancelled" if state.is_cancelling() else (state.name or state.type.value).lower()
+    return f"{flow_run.name} {what}: {reason}. Its log: {log}. To go on: {go_on}"
 
 
 def _error(state: State[Any]) -> BaseException | None:

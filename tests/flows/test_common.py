@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelled, Completed, Crashed, Failed
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed
 
 from flows import common, hooks
 from pahi.errors import StageFailed, UserError
@@ -56,6 +56,7 @@ FLOW_RUN = FlowRun(id=uuid.uuid4(), flow_id=uuid.uuid4(), name="train-demo", dep
         (Failed(data=OSError("the store is away")), "failed: the store is away. ", "prefect flow-run retry"),
         (Crashed(message="the process got SIGKILL"), "crashed: the process got SIGKILL. ", "prefect flow-run retry"),
         (Cancelled(message="by a person"), "cancelled: by a person. ", "prefect flow-run retry"),
+        (Cancelling(message="by a person"), "cancelled: by a person. ", "prefect flow-run retry"),
         (Failed(name="TimedOut", message="exceeded 3 second(s)"), "timedout: exceeded 3 ", "prefect flow-run retry"),
         (Crashed(), "crashed: no reason was given. ", "prefect flow-run retry"),
     ],
