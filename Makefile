@@ -1,11 +1,11 @@
-# make demo | test | bench | lint | image-reward | clean. Each sets up what it needs in .venv; a second call does not reinstall.
+# make demo | test | test-services | bench | lint | image-reward | clean. Each sets up what it needs in .venv; a second call does not reinstall.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test bench lint image-reward clean setup
+.PHONY: demo test test-services bench lint image-reward clean setup
 .DEFAULT_GOAL := demo
 
 setup: $(STAMP)
@@ -23,6 +23,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
+
+# Servers and workers, started, killed and restarted; PostgreSQL is Debian's package `postgresql`.
+test-services: $(STAMP)
+	$(BIN)/python -m pytest tests/flows -m "services or faults" $(ARGS)
 
 bench: $(STAMP)
 	@set -e; found=; for file in benchmarks/*.py; do \

@@ -2,11 +2,11 @@
 
 from prefect import flow
 
-from flows.common import DEFAULT, Result, run_one
+from flows.common import DEFAULT, FLOW, Result, run_one
 from pahi.settings import Settings
 
 
-@flow(name="pahi", flow_run_name="cache-{settings.name}", persist_result=False)
+@flow(flow_run_name="cache-{settings.name}", **FLOW)
 def cache(settings: Settings = DEFAULT, with_upstream: bool = False, fetch_only: bool = False) -> Result:
     """Pins the models and scores the standard Gaussian.
 

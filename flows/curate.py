@@ -2,11 +2,11 @@
 
 from prefect import flow
 
-from flows.common import DEFAULT, Result, run_one
+from flows.common import DEFAULT, FLOW, Result, run_one
 from pahi.settings import Settings
 
 
-@flow(name="pahi", flow_run_name="curate-{settings.name}", persist_result=False)
+@flow(flow_run_name="curate-{settings.name}", **FLOW)
 def curate(settings: Settings = DEFAULT, with_upstream: bool = False) -> Result:
     """Selects and publishes the dataset.
 

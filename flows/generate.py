@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.deployments import run_deployment
 
-from flows.common import DEFAULT, Result, run_one, stage_task
+from flows.common import DEFAULT, FLOW, Result, run_one, stage_task
 from pahi.errors import StageFailed
 from pahi.settings import Settings
 
@@ -14,7 +14,7 @@ ROUNDS = 3  # of flow runs for shards that are still missing
 LARGEST = 1000  # groups: each has a thread here that waits for it
 
 
-@flow(name="pahi", flow_run_name="generate-{settings.name}", persist_result=False)
+@flow(flow_run_name="generate-{settings.name}", **FLOW)
 def generate(settings: Settings = DEFAULT, with_upstream: bool = False, fan_out: int = 0) -> Result:
     """Draws pictures in bulk.
 

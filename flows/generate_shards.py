@@ -4,13 +4,13 @@ import time
 
 from prefect import flow, get_run_logger, task
 
-from flows.common import DEFAULT, RETRIED, Result
+from flows.common import DEFAULT, FLOW, RETRIED, Result
 from pahi.settings import Settings
 
 SECONDS_BETWEEN_LINES = 30.0  # a thousand of these run at once
 
 
-@flow(name="pahi", flow_run_name="generate-shards-{settings.name}", persist_result=False)
+@flow(flow_run_name="generate-shards-{settings.name}", **FLOW)
 def generate_shards(settings: Settings = DEFAULT, shards: list[tuple[int, int]] | None = None) -> Result:
     """Draws a group of shards; those that are there already are found, not drawn again.
 

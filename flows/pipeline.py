@@ -5,11 +5,11 @@ The stages are tasks of one flow run in one process: a finished stage costs next
 
 from prefect import flow
 
-from flows.common import DEFAULT, Result, report_task, stage_task
+from flows.common import DEFAULT, FLOW, Result, report_task, stage_task
 from pahi.settings import Settings
 
 
-@flow(name="pahi", flow_run_name="pipeline-{settings.name}", persist_result=False)
+@flow(flow_run_name="pipeline-{settings.name}", **FLOW)
 def pipeline(settings: Settings = DEFAULT) -> list[Result]:
     """Every stage in order, then the report.
 

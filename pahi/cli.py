@@ -370,7 +370,7 @@ def doctor(
     """Tells what this machine and this store can do. Exit code 1 where something is missing."""
     from pahi import maintenance
 
-    _checks(maintenance.doctor(settings, reference=reference, clean=clean), as_json)
+    _checks(maintenance.doctor(settings, reference=reference, clean=clean) + _prefect_checks(), as_json)
 
 
 # ---------------------------------------------------------------------------------------------------------- settings
@@ -445,6 +445,16 @@ def _run_flow(settings: Settings, display: Display) -> list[Result]:
                 where = os.environ.get("PREFECT_API_URL", "its own API")
                 raise UserError(f"cannot reach Prefect ({where}): {error}; `pahi run --direct` needs none") from error
             raise
+
+
+def _prefect_checks() -> list[Row]:
+    try:
+        from flows.doctor import checks
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("prefect", "flows"):
+            raise
+        return [{"check": "prefect", "ok": False, "detail": "not installed: `pahi run --direct` works without it"}]
+    return checks()
 
 
 def unwrapped(error: BaseException) -> BaseException:

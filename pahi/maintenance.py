@@ -4,11 +4,8 @@ import importlib
 import io
 import json
 import platform
-import secrets
-import sys
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pahi import machine
 from pahi.artifacts import Output, Store
 from pahi.artifacts.fingerprint import content_hash
 from pahi.artifacts.schemas import VERSION_KEY
@@ -278,12 +276,7 @@ def doctor(settings: Settings, *, reference: bool = False, clean: bool = False) 
     With `reference`, ImageReward's scores beside those of its published package too; with `clean`, what dead runs left
     behind is removed.
     """
-    import torch
-
-    checks: list[Check] = [
-        {"check": "python", "ok": sys.version_info >= (3, 11), "detail": platform.python_version()},
-        {"check": "torch", "ok": True, "detail": f"{torch.__version__}, {_devices()}"},
-    ]
+    checks: list[Check] = [machine.python(), machine.torch_and_device(settings.device)]
 
     def attempt(name: str, work: Callable[[], str]) -> None:
         try:
@@ -292,7 +285,8 @@ def doctor(settings: Settings, *, reference: bool = False, clean: bool = False) 
             checks.append({"check": name, "ok": False, "detail": str(error)})
 
     ctx = Context(settings)
-    attempt("store", lambda: _probe(ctx.store))
+    checks += machine.disks(ctx.store)
+    attempt("store", lambda: machine.probe(ctx.store))
     attempt("leftovers", lambda: leftovers(ctx.store, clean=clean)["detail"])
     attempt("generator", lambda: f"{settings.generator.id}, weights {ctx.model_hashes['generator'][:12]}")
     for model in ctx.reward_models:
@@ -304,12 +298,6 @@ def doctor(settings: Settings, *, reference: bool = False, clean: bool = False) 
             checks += _reference(ctx)
         except PahiError as error:
             checks.append({"check": "reference", "ok": False, "detail": str(error)})
-    try:
-        checks.append({"check": "prefect", "ok": True, "detail": version("prefect")})
-    except PackageNotFoundError:
-        checks.append(
-            {"check": "prefect", "ok": False, "detail": "not installed: `pahi run --direct` works without it"}
-        )
     return checks
 
 
@@ -374,25 +362,3 @@ def _reference(ctx: Context) -> list[Check]:
             }
             for row in reference.compare(folder, tokenizer)
         ]
-
-
-def _devices() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        return f"CPU with {torch.get_num_threads()} threads, no GPU"
-    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-
-
-def _probe(store: Store) -> str:
-    key = f"_probe/{secrets.token_hex(8)}"
-    try:
-        store.create(key, b"first")
-        again = store.create(key, b"second")
-        kept = store.read(key) == b"first" and not again
-    finally:
-        store.delete(key)
-    promise = "create-only honoured"
-    if not kept:
-        promise = "create-only NOT honoured: two writers of one shard both succeed, and the last one's bytes stay"
-    return f"{store.root} can be written and read, {promise}"

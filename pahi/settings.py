@@ -10,12 +10,39 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from pahi.errors import UserError
 from pahi.explain import explain, nearest, reason
 
 RUNTIME: dict[str, Any] = {"runtime": True}
+CREDENTIALS = r"://[^/@]*:[^/]*@"  # scheme://user:password@host
+
+
+def _without_credentials(value: str) -> str:
+    if re.search(CREDENTIALS, value):
+        raise ValueError(
+            "an address that holds a password would be written to manifests, logs and Prefect's database; "
+            "give the credentials in the environment or a profile"
+        )
+    return value
+
+
+# The pattern is for Prefect's server, which refuses such a parameter before it stores it.
+Place = Annotated[
+    str,
+    AfterValidator(_without_credentials),
+    WithJsonSchema({"type": "string", "pattern": f"^(?!.*{CREDENTIALS})"}),
+]
 
 
 class Tree(BaseModel):
@@ -41,7 +68,7 @@ class Tree(BaseModel):
 class Source(Tree):
     """One place that prompts come from."""
 
-    path: str = Field(
+    path: Place = Field(
         description="File (txt, csv, tsv, json, jsonl, parquet; .gz, .bz2, .xz, .zst), a pattern such as "
         "data/*.csv, any fsspec URL, pkg:package/file, or hub:owner/dataset."
     )
@@ -166,7 +193,7 @@ class Ingest(Tree):
 class Part(Tree):
     """A part of a generator that comes from elsewhere than the rest."""
 
-    id: str = Field(description="Local folder, fsspec URL or Hub id.")
+    id: Place = Field(description="Local folder, fsspec URL or Hub id.")
     revision: str | None = Field(None, description="Commit of the Hub repository.")
     subfolder: str = Field("", description="Folder of the part inside it.")
     file: str = Field(
@@ -177,7 +204,7 @@ class Part(Tree):
 class Generator(Tree):
     """The frozen one-step generator."""
 
-    id: str = Field(description="Local folder, fsspec URL, Hub id or pkg:package/folder of a diffusers pipeline.")
+    id: Place = Field(description="Local folder, fsspec URL, Hub id or pkg:package/folder of a diffusers pipeline.")
     revision: str | None = Field(None, description="Commit of the Hub repository.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Precision of the networks.")
     license: str = Field("unknown", description="Its licence, for the dataset's card.")
@@ -220,7 +247,7 @@ class RewardModel(Tree):
     kind: Literal[tuple(reward_kinds())] = Field(  # type: ignore[valid-type]
         description="Its architecture, or any Python callable."
     )
-    id: str = Field(description="Local folder, Hub id or pkg:package/folder; module:function for a callable.")
+    id: Place = Field(description="Local folder, Hub id or pkg:package/folder; module:function for a callable.")
     revision: str | None = Field(None, description="Commit of the Hub repository.")
     base: str | None = Field(None, description="Where its tokenizer, or the CLIP below its head, lies, if elsewhere.")
     base_revision: str | None = Field(None, description="Commit of that Hub repository.")
@@ -495,17 +522,17 @@ class Settings(Tree):
     """Everything a run depends on."""
 
     name: str = Field("demo", pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="The dataset's name in the store.")
-    root: str = Field("pahi-data", description="The store: a folder or an fsspec URL.", json_schema_extra=RUNTIME)
+    root: Place = Field("pahi-data", description="The store: a folder or an fsspec URL.", json_schema_extra=RUNTIME)
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...", json_schema_extra=RUNTIME)
     threads: int | None = Field(None, ge=1, description="CPU threads of torch.", json_schema_extra=RUNTIME)
-    ingest: Ingest
-    generator: Generator
-    rewards: Rewards
-    cache: Cache = Cache()  # type: ignore[call-arg]
-    train: Train = Train()  # type: ignore[call-arg]
-    evaluate: Evaluate = Evaluate()  # type: ignore[call-arg]
-    generate: Generate = Generate()  # type: ignore[call-arg]
-    curate: Curate = Curate()  # type: ignore[call-arg]
+    ingest: Ingest = Field(description="Where prompts come from, and how they are cleaned and split.")
+    generator: Generator = Field(description="The frozen one-step generator that draws.")
+    rewards: Rewards = Field(description="The reward models that train, and those that only judge.")
+    cache: Cache = Field(Cache(), description="What is computed once for training.")  # type: ignore[call-arg]
+    train: Train = Field(Train(), description="How the noise is learned.")  # type: ignore[call-arg]
+    evaluate: Evaluate = Field(Evaluate(), description="How the arms are compared.")  # type: ignore[call-arg]
+    generate: Generate = Field(Generate(), description="How pictures are drawn in bulk.")  # type: ignore[call-arg]
+    curate: Curate = Field(Curate(), description="What is published.")  # type: ignore[call-arg]
 
 
 def presets() -> dict[str, dict[str, Any]]:

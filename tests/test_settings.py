@@ -115,6 +115,19 @@ def test_an_unknown_preset_is_suggested() -> None:
     assert "did you mean 'tiny'" in mistake(preset="tny")
 
 
+@pytest.mark.parametrize("key", ["root", "generator.id", "ingest.sources.path"])
+def test_an_address_that_holds_a_password_is_refused_without_repeating_it(key: str) -> None:
+    address = "s3://key:very-secret@bucket/prefix"
+    override = f"ingest.sources=[{{path: '{address}'}}]" if key.startswith("ingest") else f"{key}={address}"
+    message = mistake(overrides=[override])
+    assert "password" in message and "very-secret" not in message
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/a@b:c", "pkg:pahi.tiny/weights", "simplecache::s3://b/k", "/a b/c@d:e"])
+def test_ordinary_addresses_are_no_passwords(place: str) -> None:
+    assert load_settings(overrides=[f"root='{place}'"]).root == place
+
+
 # ------------------------------------------------------------------------------------------------------- rewards
 
 ALPHA = {"name": "alpha", "kind": "pickscore", "id": "models/alpha"}

@@ -1,128 +1,362 @@
-"""The real thing: a server, the deployments, a worker, and a run that it picks up."""
+"""The real thing: PostgreSQL, Prefect's server, workers and an S3 server, operated as docs/operations.md says.
 
+The faults at the end kill and restart them: `make test-services`.
+"""
+
+import contextlib
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
+import urllib.error
+from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
+from services import ROOT, Services, postgres_binaries, wait
 
-from pahi.settings import load_settings
-
-ROOT = Path(__file__).parents[2]
-SMALL = [
-    'ingest.sources=[{path: "pkg:pahi.tiny/prompts.jsonl", name: tiny, kind: kind, group: scene, split: split}]',
-    "cache.max_train_prompts=8",
-    "cache.max_validation_prompts=4",
-    "cache.seeds=2",
-    "train.hpi_steps=2",
-    "train.steps=2",
-    "train.batch_size=4",
-    "train.validate_every=2",
-    "threads=1",
-]
+from pahi.artifacts import Store
+from pahi.maintenance import verify
+from pahi.settings import Settings, load_settings
+from pahi.stages import STAGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.services]
+faults = pytest.mark.faults
+
+# Planted where a careless line would leak them.
+SECRETS = {
+    "AWS_SECRET_ACCESS_KEY": "planted-secret-key-7c1f",
+    "HF_TOKEN": "hf_plantedTokenOfTheHub9a2e",
+    "PREFECT_API_AUTH_STRING_OF_NOBODY": "admin:planted-password-51d0",
+}
+SMALL = [
+    "cache.max_train_prompts=6",
+    "cache.max_validation_prompts=2",
+    "cache.seeds=2",
+    "train.hpi_steps=1",
+    "train.steps=1",
+    "train.batch_size=2",
+    "train.validate_every=2",
+    "train.save_every=1",
+    "evaluate.prompts=2",
+    "evaluate.seeds=2",
+    "evaluate.best_of=[2]",
+    "evaluate.bootstrap=100",
+    "threads=1",
+]
+# Many shards of seconds each, so that there is a middle to be interrupted in.
+LONG = ["generate.shard_rows=1", "generate.images_per_prompt=40", "generate.control_fraction=0"]
 
 
-class Services:
-    """Processes that are stopped again, and the commands that speak to them."""
-
-    def __init__(self, home: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.home = home
-        self.running: list[tuple[str, subprocess.Popen]] = []
-        self.environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")} | {
-            "PREFECT_HOME": str(home / "prefect"),
-            "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_CLI_COLORS": "false",
-            "DO_NOT_TRACK": "1",
-        }
-
-    def start(self, name: str, *arguments: str) -> None:
-        # Its own process group, so that what it starts is stopped with it.
-        with (self.home / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", *arguments],
-                cwd=ROOT,
-                env=self.environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.running.append((name, process))
-
-    def prefect(self, *arguments: str, timeout: float = 120) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
-            cwd=ROOT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
-        assert done.returncode == 0, f"prefect {' '.join(arguments[:3])}: {done.stdout}{done.stderr}{self.logs()}"
-        return done.stdout
-
-    def wait_for_server(self) -> None:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                with urllib.request.urlopen(f"{self.environment['PREFECT_API_URL']}/health", timeout=2):
-                    return
-            except OSError:
-                assert time.monotonic() < deadline, f"the server did not start{self.logs()}"
-                assert self.running[0][1].poll() is None, f"the server ended{self.logs()}"
-                time.sleep(0.5)
-
-    def logs(self) -> str:
-        return "".join(f"\n--- {log.name}\n{log.read_text()[-4000:]}" for log in sorted(self.home.glob("*.log")))
-
-    def stop(self) -> None:
-        for _name, process in reversed(self.running):
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                try:
-                    os.killpg(process.pid, number)
-                    process.wait(15)
-                    break
-                except subprocess.TimeoutExpired:
-                    continue
-                except ProcessLookupError:
-                    break
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    """Two dozen of the embedded prompts, of every split."""
+    lines = (resources.files("pahi.tiny") / "prompts.jsonl").read_text().splitlines()
+    path = tmp_path_factory.mktemp("prompts") / "some.jsonl"
+    path.write_text("\n".join(lines[:: len(lines) // 24]) + "\n")
+    return path
 
 
-@pytest.fixture
-def services(tmp_path):
-    services = Services(tmp_path)
+@pytest.fixture(scope="module")
+def bucket(s3_server):
+    import s3fs
+
+    name = f"bucket-{os.getpid()}-{time.time_ns()}"
+    s3fs.S3FileSystem().mkdir(name)
+    return f"s3://{name}/some/prefix"
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory, s3_server):
+    if postgres_binaries() is None:
+        pytest.skip("no PostgreSQL here: `apt-get install postgresql`")
+    services = Services(tmp_path_factory.mktemp("services"), SECRETS)
     try:
+        services.start_postgres()
+        services.start_server()
+        # The switches on, as an operator has them; the first test turns them off again.
+        switches = {"PAHI_NIGHTLY": "true", "PAHI_CHAIN": "true", "PAHI_HOME": str(ROOT)}
+        services.run(["sh", "infra/setup.sh"], timeout=300, **switches)
+        services.start_worker("gpu-1", "pahi-gpu")
         yield services
     finally:
-        services.stop()
+        services.stop_all()
 
 
-def test_a_deployed_run_completes(services, tmp_path):
-    settings = load_settings("tiny", None, SMALL, root=str(tmp_path / "store"), name="served")
-    services.start("server", "server", "start", "--host", "127.0.0.1", "--port", str(services.port), "--no-ui")
-    services.wait_for_server()
-    services.prefect("work-pool", "create", "pahi", "--type", "process")
-    services.prefect("deploy", "--all")
-    listed = json.loads(services.prefect("deployment", "ls", "-o", "json"))
-    assert {deployment["name"] for deployment in listed} >= {"ingest", "train", "pipeline"}
-    services.start("worker", "worker", "start", "--pool", "pahi")
+def made(root, prompts, *extra, **values) -> Settings:
+    source = f"ingest.sources=[{{path: {prompts}, kind: kind, group: scene, split: split}}]"
+    return load_settings("tiny", None, [source, *SMALL, *extra], root=root, **values)
 
-    parameters = {"settings": settings.model_dump(mode="json"), "with_upstream": True}
-    said = services.prefect(
-        "deployment", "run", "pahi/train", "--params", json.dumps(parameters), "--watch", timeout=400
+
+def parameters(settings, **more):
+    return {"settings": settings.model_dump(mode="json"), **more}
+
+
+def shards(settings) -> list[str]:
+    """The shards of pictures that are committed."""
+    store = Store(settings.root)
+    return [key for key in store.list(f"{settings.name}/generate") if "/_manifest/" in key]
+
+
+def generating(services, settings, at_least=2, **more) -> str:
+    """A run of pahi/generate that is in its middle."""
+    flow_run = services.submit("generate", **parameters(settings, with_upstream=True, **more))
+
+    def begun():
+        state = services.state(flow_run)
+        assert state["type"] not in ("FAILED", "CRASHED", "COMPLETED"), str(state) + services.logs()
+        return len(shards(settings)) >= at_least
+
+    wait("two shards", begun, 240, lambda: str(services.state(flow_run)) + services.logs())
+    return flow_run
+
+
+def complete(settings) -> None:
+    """Every planned picture is there once."""
+    (drawn,) = [key for key in Store(settings.root).list(f"{settings.name}/generate") if key.endswith("/manifest.json")]
+    manifest = json.loads(Store(settings.root).read(drawn))
+    prompts = manifest["summary"]["prompts"]
+    assert manifest["summary"]["images"] == prompts * settings.generate.images_per_prompt
+    assert len(manifest["shards"]) == prompts
+    assert all(check["ok"] for check in verify(settings, rows=0))
+
+
+# -------------------------------------------------------------------------------------------------------- every day
+
+
+def test_the_setup_script_turns_things_on_and_off_and_can_be_run_again(services):
+    names = {deployment["name"] for deployment in services.api("/deployments/filter", {})}
+    assert {*STAGES, "pipeline"} <= names
+    assert {pool["name"] for pool in services.api("/work_pools/filter", {})} >= {"pahi-cpu", "pahi-gpu"}
+
+    def switches():
+        schedules = {schedule["slug"]: schedule["active"] for schedule in services.deployment("pipeline")["schedules"]}
+        return schedules | {a["name"]: a["enabled"] for a in services.api("/automations/filter", {})}
+
+    assert switches() == {"nightly": True, "evaluate-after-train": True, "pahi-lost-runs": True}
+    asked = {"flow_runs": {"deployment_id": {"any_": [services.deployment("pipeline")["id"]]}}}
+    nights = wait("the scheduler", lambda: services.api("/flow_runs/filter", asked), 60, services.logs)
+    assert {run["state_type"] for run in nights} == {"SCHEDULED"}
+    services.run(["sh", "infra/setup.sh"], timeout=300)
+    assert switches() == {"nightly": False, "evaluate-after-train": False, "pahi-lost-runs": True}
+
+
+def test_the_doctor_sees_the_server_and_who_would_take_a_run(services, tmp_path):
+    said = services.run([sys.executable, "-m", "pahi.cli", "doctor", "--root", str(tmp_path)], code=1, timeout=300)
+    assert f"ok    prefect: {version('prefect')}, {services.environment['PREFECT_API_URL']} answers" in said
+    assert "ok    pool pahi-gpu: online: gpu-1" in said
+    assert "FAIL  pool pahi-cpu: no worker is online: `prefect worker start --pool pahi-cpu" in said
+
+
+def test_what_is_wrong_is_refused_before_anything_starts(services, prompts, bucket):
+    before = services.api("/flow_runs/count", {})
+    good = parameters(made(bucket, prompts))
+    for change in (
+        {"train": {**good["settings"]["train"], "lr": 0}},
+        {"train": {**good["settings"]["train"], "setps": 5}},
+        {"root": "s3://key:planted-in-the-address@bucket/prefix"},
+    ):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            services.submit("train", settings={**good["settings"], **change})
+        assert refused.value.code in (409, 422)
+    assert services.api("/flow_runs/count", {}) == before
+
+
+def test_the_pipeline_runs_by_its_deployment_onto_s3(services, prompts, bucket):
+    settings = made(bucket, prompts, name="served")
+    flow_run = services.submit("pipeline", **parameters(settings))
+    assert services.finished(flow_run, 300)["type"] == "COMPLETED", services.logs()
+    assert services.api(f"/flow_runs/{flow_run}")["name"] == "pipeline-served"
+    store = Store(bucket)
+    for stage in STAGES:
+        assert any(key.endswith("/manifest.json") for key in store.list(f"served/{stage}")), stage
+    artifacts = {a["key"]: a for a in services.api("/artifacts/filter", {"limit": 200})}
+    assert {"served-funnel", "served-report", "served-evaluate", "served-curate-link"} <= set(artifacts)
+    assert artifacts["served-cache-progress"]["data"] == 100.0
+    funnel = json.loads(artifacts["served-funnel"]["data"])
+    assert [row["step"] for row in funnel] == ["rows read", "prompts kept", "pictures drawn", "pictures published"]
+
+
+def test_one_stage_by_the_command_line_with_an_override(services, prompts, bucket):
+    settings = made(bucket, prompts, "train.steps=2", name="served")
+    text = json.dumps(parameters(settings, with_upstream=True))
+    said = services.prefect("deployment", "run", "pahi/train", "--params", text, "--watch", timeout=300)
+    assert "Completed" in said, said + services.logs()
+    predictors = [key for key in Store(bucket).list("served/train") if key.endswith("/manifest.json")]
+    assert len(predictors) == 2, "a new predictor beside the old one"
+
+
+def test_a_users_mistake_fails_once_and_says_how_to_go_on(services, bucket, tmp_path):
+    flow_run = services.submit("ingest", **parameters(made(bucket, tmp_path / "nowhere.jsonl", name="mistaken")))
+    services.start_worker("cpu-1", "pahi-cpu")
+    try:
+        assert services.finished(flow_run)["type"] == "FAILED"
+    finally:
+        services.stop("cpu-1")
+    found = wait("the message", lambda: [m for m in services.messages(flow_run) if "To go on:" in m], 20)
+    assert len(found) == 1
+    assert "nowhere.jsonl" in found[0] and "it was not retried" in found[0]
+    tasks = services.api("/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}})
+    assert [task["run_count"] for task in tasks] == [1]
+
+
+def test_cancelled_in_the_middle_it_goes_on_from_there(services, prompts, bucket):
+    settings = made(bucket, prompts, *LONG, name="cancelled")
+    flow_run = generating(services, settings)
+    services.prefect("flow-run", "cancel", flow_run)
+    assert services.finished(flow_run)["type"] == "CANCELLED"
+    before = shards(settings)
+    assert not [key for key in Store(bucket).list("cancelled/generate") if key.endswith("/manifest.json")]
+    assert [m for m in services.messages(flow_run) if "To go on: `prefect flow-run retry" in m]
+    services.prefect("flow-run", "retry", flow_run)
+    state = wait("the retry", lambda: services.state(flow_run)["type"] == "COMPLETED", 300, services.logs)
+    assert state and set(before) < set(shards(settings))
+    complete(settings)
+
+
+def test_no_secret_is_written_anywhere(services, bucket):
+    """Last of the daily ones: it reads what all others left behind."""
+    places = {"the database": services.dump(), "artifacts": json.dumps(services.api("/artifacts/filter", {}))}
+    places |= {path.name: path.read_text(errors="replace") for path in services.home.glob("*.log")}
+    store = Store(bucket)
+    for key in store.list(""):
+        places[key] = store.read(key).decode("latin-1")
+    assert len(places) > 20 and "served" in places["the database"]
+    for secret in (*SECRETS.values(), "planted-in-the-address"):
+        assert [place for place, text in places.items() if secret in text] == []
+
+
+# ----------------------------------------------------------------------------------------------------------- faults
+
+
+@faults
+def test_a_worker_killed_in_the_middle_is_noticed_and_another_finishes(services, prompts, bucket):
+    automation = yaml.safe_load((ROOT / "infra" / "automations.yaml").read_text())["automations"][0]
+    automation["trigger"]["within"] = 60  # heartbeats come every 30 s here
+    services.prefect("automation", "delete", automation["name"])
+    services.api("/automations/", automation)
+    services.start_worker("doomed", "pahi-gpu")
+    services.stop("gpu-1")
+    settings = made(bucket, prompts, *LONG, name="killed")
+    flow_run = generating(services, settings)
+    # The worker and the run itself, as when the machine loses its power.
+    children = descendants(services.running["doomed"].pid)
+    services.stop("doomed", signal.SIGKILL)
+    for child in children:
+        kill(child)
+    services.start_worker("gpu-1", "pahi-gpu")
+    assert services.state(flow_run)["type"] == "RUNNING", "nobody told the server"
+    wait("another worker", lambda: services.state(flow_run)["type"] == "COMPLETED", 400, services.logs)
+    complete(settings)
+    names = [s["name"] for s in services.api(f"/flow_run_states/?flow_run_id={flow_run}")]
+    assert "AwaitingRetry" in names
+
+
+@faults
+def test_a_machine_that_is_taken_away_politely_leaves_a_run_that_goes_on(services, prompts, bucket):
+    settings = made(bucket, prompts, *LONG, name="evicted")
+    flow_run = generating(services, settings)
+    services.stop("gpu-1", signal.SIGTERM, signal.SIGKILL)
+    services.start_worker("gpu-1", "pahi-gpu")
+    state = wait("the end or the queue", lambda: services.state(flow_run)["type"] not in ("RUNNING", "CANCELLING"), 120)
+    assert state
+    if services.state(flow_run)["type"] in ("CRASHED", "CANCELLED", "FAILED"):
+        services.prefect("flow-run", "retry", flow_run)
+    wait("the rest", lambda: services.state(flow_run)["type"] == "COMPLETED", 300, services.logs)
+    complete(settings)
+
+
+@faults
+def test_server_and_database_restarted_in_the_middle(services, prompts, bucket):
+    settings = made(bucket, prompts, *LONG, name="restarted")
+    flow_run = generating(services, settings)
+    services.stop("server")
+    services.stop("postgres", signal.SIGINT, signal.SIGKILL)
+    services.start_postgres()
+    services.start_server()
+    wait(
+        "the run",
+        lambda: services.state(flow_run)["type"] == "COMPLETED",
+        400,
+        lambda: str(services.state(flow_run)) + services.logs(),
     )
+    complete(settings)
 
-    assert "Completed" in said or "finished" in said.lower(), said + services.logs()
-    (manifest,) = (tmp_path / "store" / "served" / "train").glob("*/manifest.json")
-    assert json.loads(manifest.read_text())["stage"] == "train"
+
+@faults
+def test_twenty_runs_at_once_on_two_workers_are_all_done(services, prompts, bucket):
+    runs = [services.submit("ingest", **parameters(made(bucket, prompts, name=f"many-{i:02d}"))) for i in range(20)]
+    for worker in ("cpu-1", "cpu-2"):
+        services.start_worker(worker, "pahi-cpu", limit=2)
+    try:
+        assert {services.finished(flow_run, 900)["type"] for flow_run in runs} == {"COMPLETED"}
+    finally:
+        services.stop("cpu-1")
+        services.stop("cpu-2")
+    assert len([c for c in Store(bucket).children("") if c.startswith("many-")]) == 20
+
+
+@faults
+def test_a_schedule_of_every_minute_twice(services, prompts, bucket):
+    deployment = services.deployment("ingest")
+    settings = made(bucket, prompts, name="scheduled")
+    (schedule,) = services.api(
+        f"/deployments/{deployment['id']}/schedules",
+        [{"schedule": {"cron": "* * * * *"}, "active": True, "parameters": parameters(settings)}],
+    )
+    services.start_worker("cpu-1", "pahi-cpu")
+    asked = {
+        "flow_runs": {"deployment_id": {"any_": [deployment["id"]]}, "name": {"any_": ["ingest-scheduled"]}},
+    }
+    try:
+
+        def completed():
+            found = services.api("/flow_runs/filter", asked)
+            return [run for run in found if run["state_type"] == "COMPLETED"]
+
+        wait("two minutes' runs", lambda: len(completed()) >= 2, 300, services.logs)
+    finally:
+        services.api(f"/deployments/{deployment['id']}/schedules/{schedule['id']}", method="DELETE")
+        services.stop("cpu-1")
+    assert len([k for k in Store(bucket).list("scheduled/ingest") if k.endswith("/manifest.json")]) == 1
+
+
+@faults
+def test_an_evaluation_follows_a_training_by_the_trigger(services, prompts, bucket):
+    services.prefect("deploy", "--all", timeout=300, PAHI_CHAIN="true")
+    settings = made(bucket, prompts, "train.steps=3", name="served")
+    try:
+        flow_run = services.submit("train", **parameters(settings, with_upstream=True))
+        assert services.finished(flow_run, 300)["type"] == "COMPLETED"
+        asked = {"flow_runs": {"name": {"any_": ["evaluate-served"]}}}
+        followers = wait("the evaluation", lambda: services.api("/flow_runs/filter", asked), 120, services.logs)
+        assert services.finished(followers[0]["id"], 300)["type"] == "COMPLETED"
+        assert followers[0]["parameters"]["settings"]["train"]["steps"] == 3
+    finally:
+        services.prefect("deploy", "--all", timeout=300)
+
+
+@faults
+def test_a_run_that_hangs_ends_at_its_hours(services, prompts, bucket):
+    settings = made(bucket, prompts, *LONG, name="hanging")
+    body = {"parameters": parameters(settings, with_upstream=True)}
+    body["job_variables"] = {"env": {"PAHI_TIMEOUT_HOURS": "0.002"}}
+    flow_run = services.api(f"/deployments/{services.deployment('generate')['id']}/create_flow_run", body)["id"]
+    state = services.finished(flow_run, 200)
+    assert state["name"] == "TimedOut", state
+    assert wait("the message", lambda: [m for m in services.messages(flow_run) if "To go on:" in m], 20)
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found += [int(child), *descendants(int(child))]
+    return found
+
+
+def kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,61 @@
+"""`pahi doctor`'s lines on Prefect: which server, whether it answers, and whether anybody would take a run."""
+
+from typing import Any
+
+import prefect
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import WorkerStatus
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
+
+from pahi.errors import first_line
+
+POOLS = ("pahi-cpu", "pahi-gpu")
+
+
+def checks() -> list[dict[str, Any]]:
+    """One row a check: check, ok, detail."""
+    url = get_current_settings().api.url
+    if not url:
+        detail = f"{prefect.__version__}; no server is named, so `pahi run` brings its own (PREFECT_API_URL names one)"
+        return [_check("prefect", True, detail)]
+    try:
+        with get_client(sync_client=True) as client:
+            problem = client.api_healthcheck()
+            if problem is not None:
+                raise problem
+            server = client.api_version()
+            found = [_server(url, server)]
+            for pool in POOLS:
+                try:
+                    status = client.read_work_pool(pool)
+                except ObjectNotFound:
+                    found.append(_check(f"pool {pool}", False, "not there: `sh infra/setup.sh` creates it"))
+                    continue
+                workers = client.read_workers_for_work_pool(pool)
+                found.append(
+                    _pool(pool, status.is_paused, [w.name for w in workers if w.status == WorkerStatus.ONLINE])
+                )
+            return found
+    except Exception as error:
+        detail = f"{url} does not answer ({first_line(error)}): start it, or mend PREFECT_API_URL"
+        return [_check("prefect", False, detail)]
+
+
+def _server(url: str, server: str) -> dict[str, Any]:
+    ours = prefect.__version__
+    if server.split(".")[:2] != ours.split(".")[:2]:
+        return _check("prefect", False, f"{url} runs {server}, this machine {ours}: upgrade the server first")
+    return _check("prefect", True, f"{ours}, {url} answers with {server}")
+
+
+def _pool(pool: str, paused: bool, online: list[str]) -> dict[str, Any]:
+    if paused:
+        return _check(f"pool {pool}", False, f"paused: `prefect work-pool resume {pool}`")
+    if not online:
+        return _check(f"pool {pool}", False, f"no worker is online: `prefect worker start --pool {pool} --limit 1`")
+    return _check(f"pool {pool}", True, f"online: {', '.join(sorted(online))}")
+
+
+def _check(name: str, ok: bool, detail: str) -> dict[str, Any]:
+    return {"check": name, "ok": ok, "detail": detail}
