@@ -201,8 +201,10 @@ def datatrove(path: Path) -> dict[str, float]:
             [JsonlReader(str(folder)), MinhashDedupFilter(remove), JsonlWriter(str(done), compression=None)],
         ]
         started = time.perf_counter()
-        for step, tasks in zip(steps, (2, 25, 1, 2), strict=True):
-            LocalPipelineExecutor(step, tasks=tasks, workers=2, start_method="fork").run()
+        for number, (step, tasks) in enumerate(zip(steps, (2, 25, 1, 2), strict=True)):
+            LocalPipelineExecutor(
+                step, tasks=tasks, workers=2, start_method="fork", logging_dir=f"{root}/logs/{number}"
+            ).run()
         seconds = time.perf_counter() - started
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         return {
