@@ -110,7 +110,7 @@ def _regular(patterns: list[str]) -> list[str]:
     return patterns
 
 
-class Classifier(Tree):
+class PromptClassifier(Tree):
     """A judge of prompts: what it calls by one of `labels` is rejected."""
 
     name: str = Field(pattern="^[a-z0-9_]+$", description="How it is called in the rejects.")
@@ -120,7 +120,7 @@ class Classifier(Tree):
     threshold: float = Field(0.5, ge=0, le=1, description="Score from which on a prompt is rejected.")
 
     @model_validator(mode="after")
-    def _labelled(self) -> "Classifier":
+    def _labelled(self) -> "PromptClassifier":
         if not self.labels and ":" not in self.id:
             raise ValueError(f"classifier {self.name!r} is a model, so it needs the labels that reject a prompt")
         return self
@@ -144,7 +144,9 @@ class Filters(Tree):
     word_lists: list[str] = Field(default_factory=list, description="Files of words or phrases, one a line.")
     include: list[str] = Field(default_factory=list, description="Regular expressions, one of which must be found.")
     exclude: list[str] = Field(default_factory=list, description="Regular expressions, none of which may be found.")
-    classifiers: list[Classifier] = Field(default_factory=list, description="Models or functions that judge prompts.")
+    classifiers: list[PromptClassifier] = Field(
+        default_factory=list, description="Models or functions that judge prompts."
+    )
 
     @field_validator("include", "exclude")
     @classmethod
@@ -434,7 +436,7 @@ class Generate(Tree):
     )
 
 
-class Classifier(Tree):
+class PictureClassifier(Tree):
     """What says that a picture is unsafe."""
 
     id: str = Field(description="Image-classification model (folder, fsspec URL, Hub id), or module:function.")
@@ -492,7 +494,9 @@ class Curate(Tree):
     min_contrast: float = Field(
         0.01, ge=0, lt=1, description="Least standard deviation of the pixels, of a range of 1; less is blank."
     )
-    unsafe: Classifier | None = Field(None, description="Classifier of unsafe pictures; none where empty.")
+    unsafe: PictureClassifier | None = Field(
+        None, description="What finds unsafe pictures; nothing where empty."
+    )
     near_duplicates: int | None = Field(
         4, ge=0, le=8, description="Bits of 64 in which the perceptual hashes of near-duplicates differ at most."
     )

@@ -19,12 +19,12 @@ from pahi import models
 from pahi.artifacts.fingerprint import content_hash
 from pahi.errors import PahiError, UserError, first_line
 from pahi.generators.load import explained
-from pahi.settings import Classifier, Embedder
+from pahi.settings import Embedder, PictureClassifier
 
 Pictures = list[Image.Image]
 
 
-def digest(settings: Classifier | Embedder) -> str:
+def digest(settings: PictureClassifier | Embedder) -> str:
     """What the fingerprint of the dataset knows of a model: a hash of its files, or of the function's module."""
     if _is_function(settings.id):
         function = _function(settings.id)
@@ -36,7 +36,7 @@ def digest(settings: Classifier | Embedder) -> str:
     return models.model_hash(_folder(settings))
 
 
-def load_classifier(settings: Classifier, device: torch.device) -> Callable[[Pictures], np.ndarray]:
+def load_classifier(settings: PictureClassifier, device: torch.device) -> Callable[[Pictures], np.ndarray]:
     """Pictures -> (n,) probabilities that each is unsafe. Raises UserError when it cannot be loaded."""
     if _is_function(settings.id):
         return _checked(settings.id, _function(settings.id), 1)
@@ -116,7 +116,7 @@ def _checked(target: str, function: Any, dimensions: int) -> Callable[[Pictures]
     return call
 
 
-def _folder(settings: Classifier | Embedder) -> Path:
+def _folder(settings: PictureClassifier | Embedder) -> Path:
     return models.resolve(settings.id, settings.revision)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pahi.errors import UserError, first_line
 from pahi.prompts.formats import read_txt
-from pahi.settings import Classifier, Filters, Source
+from pahi.settings import Filters, PromptClassifier, Source
 
 Verdict = str | None  # the detail of a rejection
 
@@ -144,7 +144,7 @@ class Classified:
 
     reason = "classifier"
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: PromptClassifier) -> None:
         self.classifier = classifier
         self.score: Callable[[Sequence[str]], list[tuple[str, float]]]
         self.score = self._function() if ":" in classifier.id and not classifier.labels else self._model()

@@ -10,7 +10,7 @@ from conftest import World
 from pahi.artifacts import Output
 from pahi.curation.preferences import pair_schema
 from pahi.curation.reasons import REASONS
-from pahi.settings import STRATA, Classifier, Curate, Embedder, Preferences, load_settings
+from pahi.settings import STRATA, Curate, Embedder, PictureClassifier, Preferences, load_settings
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "curation.md").read_text()
 SETTINGS = TEXT.partition("## Settings")[2].partition("\n## ")[0]
@@ -29,7 +29,7 @@ def test_no_line_is_of_a_setting_that_is_gone() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", SETTINGS, re.MULTILINE)) == set(Curate.model_fields)
 
 
-@pytest.mark.parametrize("tree", [Classifier, Embedder, Preferences])
+@pytest.mark.parametrize("tree", [PictureClassifier, Embedder, Preferences])
 def test_settings_below_them_are_named(tree: type) -> None:
     for name in tree.model_fields:
         assert f"`{name}`" in TEXT, name

@@ -16,7 +16,7 @@ from transformers import (
 
 from pahi.curation.models import digest, load_classifier, load_embedder
 from pahi.errors import PahiError, UserError
-from pahi.settings import Classifier, Embedder
+from pahi.settings import Embedder, PictureClassifier
 
 CPU = torch.device("cpu")
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -49,14 +49,14 @@ def by_hand(folder: Path) -> np.ndarray:
 
 @pytest.mark.parametrize(("labels", "columns"), [(["nsfw"], [1]), (["NSFW", "violence"], [1, 2])])
 def test_a_published_classifiers_labels_are_added(classifier: Path, labels: list[str], columns: list[int]) -> None:
-    got = load_classifier(Classifier(id=str(classifier), labels=labels), CPU)(PICTURES)
+    got = load_classifier(PictureClassifier(id=str(classifier), labels=labels), CPU)(PICTURES)
     np.testing.assert_allclose(got, by_hand(classifier)[:, columns].sum(1), atol=0.02)
     assert np.ptp(got) > 0.02, "it tells pictures apart"
 
 
 def test_a_label_that_it_does_not_know_is_said(classifier: Path) -> None:
     with pytest.raises(UserError, match=r"knows no 'porn', but normal, nsfw, violence"):
-        load_classifier(Classifier(id=str(classifier), labels=["porn"]), CPU)
+        load_classifier(PictureClassifier(id=str(classifier), labels=["porn"]), CPU)
 
 
 def test_a_vision_models_vectors(tmp_path: Path) -> None:
@@ -74,15 +74,15 @@ def test_the_digest_is_of_the_files_and_not_of_their_place(classifier: Path, tmp
     moved.mkdir()
     for file in classifier.iterdir():
         (moved / file.name).write_bytes(file.read_bytes())
-    assert digest(Classifier(id=str(moved))) == digest(Classifier(id=str(classifier)))
+    assert digest(PictureClassifier(id=str(moved))) == digest(PictureClassifier(id=str(classifier)))
     weights = moved / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     other = tmp_path / "other"
     moved.rename(other)
     (other / "model.safetensors").write_bytes(bytes(data))
-    assert digest(Classifier(id=str(other))) != digest(Classifier(id=str(classifier)))
-    assert digest(Classifier(id="looking:reddish")) != digest(Classifier(id="looking:wrong"))
+    assert digest(PictureClassifier(id=str(other))) != digest(PictureClassifier(id=str(classifier)))
+    assert digest(PictureClassifier(id="looking:reddish")) != digest(PictureClassifier(id="looking:wrong"))
 
 
 @pytest.mark.parametrize(
@@ -98,5 +98,5 @@ def test_the_digest_is_of_the_files_and_not_of_their_place(classifier: Path, tmp
 )
 def test_a_function_that_does_not_do_is_said_in_one_line(target: str, error: type, said: str) -> None:
     with pytest.raises(error, match=said) as caught:
-        load_classifier(Classifier(id=target), CPU)(PICTURES)
+        load_classifier(PictureClassifier(id=target), CPU)(PICTURES)
     assert "\n" not in str(caught.value)

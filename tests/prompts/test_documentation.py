@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pahi.prompts.filters import make_filters
 from pahi.prompts.reasons import REASONS
-from pahi.settings import CLEANING, Classifier, Filters, Ingest, Source
+from pahi.settings import CLEANING, Filters, Ingest, PromptClassifier, Source
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/ingestion.md").read_text()
@@ -26,7 +26,7 @@ def test_every_reason_of_the_code_is_listed_and_every_listed_one_occurs():
 def test_every_step_filter_and_setting_is_documented():
     names = [*CLEANING, *Filters.model_fields, *(n for n in Source.model_fields if n not in ("name", "path"))]
     names += [n for n in Ingest.model_fields if n not in ("sources", "filters", "evaluation", "clean", "shard_rows")]
-    names += list(Classifier.model_fields)
+    names += list(PromptClassifier.model_fields)
     assert not [n for n in names if f"`{n}`" not in PAGE and f"{n}:" not in PAGE]
 
 
