@@ -22,7 +22,8 @@ from small_world import world
 from pahi.artifacts import Store
 from pahi.artifacts import store as store_module
 from pahi.errors import UserError
-from pahi.maintenance import _probe, leftovers, verify
+from pahi.machine import probe
+from pahi.maintenance import leftovers, verify
 from pahi.stages import generate, ingest
 
 Calm = tuple[Path, dict[str, bytes]]
@@ -178,8 +179,8 @@ def test_real_files_behind_s3(calm: Calm, s3_server: str, rclone: tuple[str, Pat
     assert all(theirs[key].read_bytes() == path.read_bytes() for key, path in ours.items())
     ctx = world("s3://bucket/p", folder)
     assert all(check["ok"] for check in verify(ctx.settings, rows=0))
-    assert "create-only NOT honoured" in _probe(store)
+    assert "create-only NOT honoured" in probe(store)
 
 
 def test_the_probe_says_that_moto_honours_create_only(s3_server: str, bucket: str) -> None:
-    assert "create-only honoured" in _probe(Store(f"s3://{bucket}/p"))
+    assert "create-only honoured" in probe(Store(f"s3://{bucket}/p"))

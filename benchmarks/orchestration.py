@@ -1,6 +1,6 @@
 """What Prefect adds to a run of N shards: the same work, a file a shard, with it and without it.
 
-    python benchmarks/flows.py [--shards 1 10 100 1000] [--repeats 3]
+    python benchmarks/orchestration.py [--shards 1 10 100 1000] [--repeats 3]
 
 A server of its own (SQLite) and fresh processes; the first run of each is thrown away. The flow is `pahi/ingest`'s: one
 task a stage, as in every flow, and a file a shard.
