@@ -188,8 +188,8 @@ def wording(spec: Spec, rng: random.Random) -> str:
 def possible(spec: Spec) -> tuple[Scene, ...]:
     """Every scene that shows `spec`.
 
-    An object alone lies in the middle; several lie in the middles of different quarters of the picture, two of
-    different shapes in opposite ones. These always have different colours.
+    An object alone lies in the middle; several lie in the middles of different quarters of the picture, two in
+    opposite ones. Two of different shapes have different colours.
     """
     backgrounds = (spec.background,) if spec.background else tuple(BACKGROUNDS)
     item = spec.items[0]
@@ -199,7 +199,9 @@ def possible(spec: Spec) -> tuple[Scene, ...]:
         sizes = [SIZES[spec.size]] if spec.size else list(SIZES.values())
         drawn = [(Thing(item.shape, c, SIZE / 2, SIZE / 2, r),) for c in colors[0] for r in sizes]
     elif len(spec.items) == 1:
-        together = itertools.combinations(QUARTERS, item.count)
+        together = list(itertools.combinations(QUARTERS, item.count))
+        if item.count == 2:
+            together = [(p, q) for p, q in together if p[0] != q[0] and p[1] != q[1]]
         drawn = [tuple(in_quarter(item.shape, c, *q) for q in taken) for taken in together for c in colors[0]]
     else:
         axis = {"left": 0, "above": 1, None: None}[spec.relation]

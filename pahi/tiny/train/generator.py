@@ -19,7 +19,7 @@ from transformers import CLIPTextModel
 from pahi.tiny import scenes
 from pahi.tiny.scenes import Spec
 from pahi.tiny.train.autoencoder import train_vae
-from pahi.tiny.train.coupling import Transport
+from pahi.tiny.train.coupling import Transport, code
 from pahi.tiny.train.data import build_tokenizer, sample_specs, to_tensor, tokens
 from pahi.tiny.train.loop import Loop
 from pahi.tiny.train.text import WIDTH, train_text
@@ -79,7 +79,8 @@ def transport(work: Path, vae: AutoencoderKL) -> Transport:
             x = to_tensor([scenes.draw(scene) for scene in drawn[start : start + 256]]).float() / 127.5 - 1
             parts.append(vae.encode(x).latent_dist.mode() * vae.config.scaling_factor)
         torch.save(torch.cat(parts).flatten(1), path)
-    return Transport({scene: i for i, scene in enumerate(drawn)}, torch.load(path, weights_only=True))
+    codes = torch.stack([code(scene) for scene in drawn]).flatten(1)
+    return Transport({scene: i for i, scene in enumerate(drawn)}, torch.load(path, weights_only=True), codes)
 
 
 def emphasis(x0: Tensor) -> Tensor:
@@ -153,7 +154,7 @@ def one_step(unet: Any, embeds: Tensor, z: Tensor) -> Tensor:
     return z * (sigma / length**2) - v * (sigma / length)
 
 
-def train_student(work: Path, steps: int = 3000, batch: int = 64) -> UNet2DConditionModel:
+def train_student(work: Path, steps: int = 1500, batch: int = 64) -> UNet2DConditionModel:
     """One step from noise to where its path ends, by regression from the teacher's weights on.
 
     The teacher's own pictures would do as targets; but they only approach the scenes that the transport leads to, and
