@@ -494,9 +494,7 @@ class Curate(Tree):
     min_contrast: float = Field(
         0.01, ge=0, lt=1, description="Least standard deviation of the pixels, of a range of 1; less is blank."
     )
-    unsafe: PictureClassifier | None = Field(
-        None, description="What finds unsafe pictures; nothing where empty."
-    )
+    unsafe: PictureClassifier | None = Field(None, description="What finds unsafe pictures; nothing where empty.")
     near_duplicates: int | None = Field(
         4, ge=0, le=8, description="Bits of 64 in which the perceptual hashes of near-duplicates differ at most."
     )

@@ -74,8 +74,8 @@ def test_every_word_of_the_world_is_said():
 
 def test_ingest_takes_all_of_them_as_they_are():
     rows = list(read_source(SOURCE))
-    prompts, rejects = ingest_rows([("tiny", row) for row in rows], Ingest(sources=[SOURCE]), {})
-    assert not rejects
-    assert [(p["text"], p["kind"], p["group"], p["split"]) for p in prompts] == [
+    found = ingest_rows([("tiny", row) for row in rows], Ingest(sources=[SOURCE]))
+    assert not len(found.rejects)
+    assert [(p["text"], p["kind"], p["group"], p["split"]) for p in found.prompts.to_pylist()] == [
         (r["text"], r["kind"], r["scene"], r["split"]) for r in build()
     ]

@@ -7,10 +7,10 @@ and all of them (semi-discrete optimal transport): the noise goes to the scene w
 that makes all scenes equally frequent.
 
 The product is not with the scenes' latents. Where it was, what a noise asks for depended on the prompt's shapes and
-colours, and a small network read it badly: it drew both diagonals at once. A code says of every scene alike where things
-lie, how large, on what background and in which colours, so one reading of the noise serves every prompt. Where two scenes
-are almost equally near, a single step cannot decide and shows both at once: that is what makes some noise bad, as with
-the published models.
+colours, and a small network read it badly: it drew both diagonals at once. A code says of every scene alike where
+things lie, how large, on what background and in which colours, so one reading of the noise serves every prompt. Where
+two scenes are almost equally near, a single step cannot decide and shows both at once: that is what makes some noise
+bad, as with the published models.
 """
 
 from dataclasses import dataclass
