@@ -54,9 +54,10 @@ class Loop:
             state = torch.load(self.path, weights_only=True)
             modules.load_state_dict(state["modules"])
             self.average.load_state_dict(state["average"])
-            for key, parts in (("optimizer", self.optimizers), ("schedule", self.schedules)):
-                for part, kept in zip(parts, state[key], strict=True):
-                    part.load_state_dict(kept)
+            for optimizer, kept in zip(self.optimizers, state["optimizer"], strict=True):
+                optimizer.load_state_dict(kept)
+            for schedule, kept in zip(self.schedules, state["schedule"], strict=True):
+                schedule.load_state_dict(kept)
             self.step = state["step"]
 
     def _rate(self, step: int) -> float:
@@ -73,8 +74,10 @@ class Loop:
         self.modules.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
-        for part in (*self.optimizers, *self.schedules):
-            part.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        for schedule in self.schedules:
+            schedule.step()
         self.average.update_parameters(self.modules)
         self._losses.append(float(loss.detach()))
         self.step += 1

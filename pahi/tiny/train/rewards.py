@@ -363,7 +363,8 @@ def train_reward(work: Path, name: str, towers: int = 600, steps: int = 1000, n:
         loop.update(learner.loss(x, tokens_) + 0.1 * beside)
         if hasattr(learner.model, "logit_scale"):
             with torch.no_grad():
-                learner.model.logit_scale.clamp_(max=math.log(100))
+                scale: Any = learner.model.logit_scale
+                scale.clamp_(max=math.log(100))
     modules.load_state_dict(loop.averaged().state_dict())
     learner.model.eval().requires_grad_(False)
     return learner

@@ -6,6 +6,7 @@ linear readings of the pooled output, and of the mean of all tokens, must name e
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,7 @@ def train_text(work: Path, steps: int = 1000) -> CLIPTextModel:
     rng = random.Random(8)
     with torch.no_grad():
         out = averaged["text"](tokens(tokenizer, [scenes.wording(s, rng) for s in specs]))
-        right = averaged["pooled"].right(out.pooler_output, attributes(specs)).float().mean()
+        heads: Any = averaged["pooled"]
+        right = heads.right(out.pooler_output, attributes(specs)).float().mean()
     print(f"text: {100 * float(right):.1f}% of validation prompts are read right in every attribute")
     return averaged["text"]  # type: ignore[return-value]
