@@ -179,7 +179,7 @@ def changed(data: dict[str, Any], path: tuple[str | int, ...], field: Any) -> Se
     literals = typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
     inner = [a for a in typing.get_args(field.annotation) if typing.get_origin(a) is typing.Literal]
     literals = (*literals, *([word] for choice in inner for word in typing.get_args(choice)))
-    numbers = [old + 1, old / 2] if isinstance(old, int | float) else []
+    numbers = [not old] if isinstance(old, bool) else [old + 1, old / 2] if isinstance(old, int | float) else []
     others = ["x", [2, 3], {"pick_alpha": 0.5}, {"id": "x"}, {"vae": {"id": "x"}}, "latin-1", ["nfkc"], {"kind": 5}]
     others += [[{"path": "x.txt"}], [{"name": "x", "id": "x:y"}]]
     for candidate in [*literals, *numbers, 3, 500, 0.25, 0.75, f"{old}x", *others]:
@@ -214,6 +214,7 @@ def test_runtime_settings_are_few_and_known() -> None:
     calls = {f"rewards.{role}.0.{name}" for role in ("train", "held_out", "judges") for name in CALLS}
     assert {".".join(map(str, path)) for path, _, runtime in LEAVES if runtime} == {
         "root",
+        "ingest.max_expansion",
         "device",
         "threads",
         "train.accumulate",
