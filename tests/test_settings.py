@@ -211,7 +211,8 @@ CALLS = ("timeout", "retries", "batch_size")  # how a callable is called
 
 
 def test_runtime_settings_are_few_and_known() -> None:
-    calls = {f"rewards.{role}.0.{name}" for role in ("train", "held_out", "judges") for name in CALLS}
+    roles = {role: len(getattr(BASE.rewards, role)) for role in ("train", "held_out", "judges")}
+    calls = {f"rewards.{role}.{i}.{name}" for role, count in roles.items() for i in range(count) for name in CALLS}
     assert {".".join(map(str, path)) for path, _, runtime in LEAVES if runtime} == {
         "root",
         "ingest.max_expansion",
