@@ -13,7 +13,7 @@ import polars
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import SPECIAL, World
+from curated_world import SPECIAL, World
 from huggingface_hub import DatasetCard
 from PIL import Image
 

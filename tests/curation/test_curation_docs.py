@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import World
+from curated_world import World
 
 from pahi.artifacts import Output
 from pahi.curation.preferences import pair_schema

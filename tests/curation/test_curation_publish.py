@@ -8,7 +8,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from conftest import World
+from curated_world import World
 from dataset_hub import TOKEN, Hub, serve
 from huggingface_hub import HfApi, constants
 

@@ -6,7 +6,7 @@ import made_up
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import World
+from curated_world import World
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

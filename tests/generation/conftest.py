@@ -7,16 +7,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from small_world import world
+from small_world import manifests, world
 
-from pahi.artifacts import Store
 from pahi.stages import generate, ingest
-
-
-def manifests(store: Store) -> dict[str, bytes]:
-    """Every manifest of the pictures, shards' and stages'."""
-    keys = [key for key in store.list("small/generate") if "manifest" in key]
-    return {key: store.read(key) for key in keys}
 
 
 @pytest.fixture(scope="session")

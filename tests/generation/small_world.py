@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pahi.artifacts import Store
 from pahi.generators import Conditioning
 from pahi.predictors import NoisePredictor
 from pahi.settings import load_settings
@@ -115,3 +116,9 @@ def world(root: Path | str, folder: Path, *sets: str, texts: list[str] | None = 
         ctx.model_hashes[f"reward/{model.name}"] = SmallReward.hash
     ingest.run(ctx)
     return ctx
+
+
+def manifests(store: Store) -> dict[str, bytes]:
+    """Every manifest of the pictures, shards' and stages'."""
+    keys = [key for key in store.list("small/generate") if "manifest" in key]
+    return {key: store.read(key) for key in keys}

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import manifests
 from prefect.logging import disable_run_logger
-from small_world import plain, prompt_file
+from small_world import manifests, plain, prompt_file
 
 from flows import generate as flow
 from pahi.artifacts import Store

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import manifests
-from small_world import world
+from small_world import manifests, world
 
 from pahi.artifacts import Store
 from pahi.artifacts.store import TEMPORARY

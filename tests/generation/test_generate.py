@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import manifests
 from PIL import Image
-from small_world import plain, world
+from small_world import manifests, plain, world
 
 from pahi.artifacts import schemas
 from pahi.errors import PahiError, StageFailed

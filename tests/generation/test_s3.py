@@ -15,9 +15,8 @@ import boto3
 import pyarrow.parquet as pq
 import pytest
 import s3fs
-from conftest import manifests
 from faulty_proxy import FaultyProxy
-from small_world import world
+from small_world import manifests, world
 
 from pahi.artifacts import Store
 from pahi.artifacts import store as store_module
