@@ -92,6 +92,7 @@ def score_rows(images: list[dict[str, Any]], seed: int = 0) -> list[dict[str, An
                 {
                     "image_id": image["image_id"],
                     "prompt_id": image["prompt_id"],
+                    "seed": image["seed"],
                     "arm": image["arm"],
                     "reward": name,
                     "score": score,
