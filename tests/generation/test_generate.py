@@ -47,7 +47,7 @@ def test_every_row_once_with_all_of_its_columns(tmp_path: Path) -> None:
         assert (row["kl"] == 0) == (row["arm"] == "standard")
     scores = output.read("scores").to_pylist()
     assert {(s["image_id"], s["reward"]) for s in scores} == {
-        (r["image_id"], m) for r in rows for m in ("pick_alpha", "pick_beta")
+        (r["image_id"], m) for r in rows for m in ("pick_alpha", "image_beta", "clip_gamma")
     }
     noise = output.read("noise")
     assert sorted(noise.column("prompt_id").to_pylist()) == sorted(ids)
