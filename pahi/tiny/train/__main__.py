@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/tiny"), help="where states and pictures are kept")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "weights", help="where weights go")
     parser.add_argument("--threads", type=int, help="CPU threads of torch")
+    parser.add_argument("--with-teacher", action="store_true", help="also the teacher's weights, for its figures")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     if args.threads:
@@ -49,7 +50,7 @@ def main() -> None:
     if args.part in PARTS:
         PARTS[args.part](args.work)
     else:
-        export_all(args.work, args.out)
+        export_all(args.work, args.out, args.with_teacher)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ HASHES = "SHA256SUMS"
 
 
 def export_generator(work: Path, out: Path) -> None:
-    """generator/: a StableDiffusionPipeline; teacher/: the UNet and scheduler that take several steps."""
+    """generator/: a StableDiffusionPipeline."""
     parts: dict[str, Any] = {
         "vae": train_vae(work),
         "text_encoder": train_text(work),
@@ -32,6 +32,10 @@ def export_generator(work: Path, out: Path) -> None:
     pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     shutil.rmtree(out / "generator", ignore_errors=True)
     pipe.to(dtype=torch.float16).save_pretrained(out / "generator", safe_serialization=True)
+
+
+def export_teacher(work: Path, out: Path) -> None:
+    """teacher/: the UNet and scheduler that take several steps; 8 MB that nothing but its figures needs."""
     shutil.rmtree(out / "teacher", ignore_errors=True)
     train_teacher(work).half().save_pretrained(out / "teacher" / "unet", safe_serialization=True)
     EulerDiscreteScheduler(**EULER).save_pretrained(out / "teacher" / "scheduler")
@@ -54,9 +58,11 @@ def export_reward(work: Path, out: Path, name: str) -> None:
         processor.save_pretrained(target)
 
 
-def export_all(work: Path, out: Path) -> None:
-    """Everything, and SHA256SUMS over it (as `sha256sum -c` reads it)."""
+def export_all(work: Path, out: Path, teacher: bool = False) -> None:
+    """Everything, and SHA256SUMS over it (as `sha256sum -c` reads it); the teacher where it is asked for."""
     export_generator(work, out)
+    if teacher:
+        export_teacher(work, out)
     for name in BUILDERS:
         export_reward(work, out, name)
     files = sorted(p for p in out.rglob("*") if p.is_file() and p.name != HASHES)
