@@ -166,7 +166,7 @@ class Ingest(Tree):
         default_factory=lambda: list(CLEANING), description="Steps of cleaning, always in this order."
     )
     max_characters: int = Field(2000, ge=1, description="Longer prompts are rejected.")
-    filters: Filters = Filters()  # type: ignore[call-arg]
+    filters: Filters = Field(Filters(), description="What a prompt must be like.")  # type: ignore[call-arg]
     near_duplicates: Literal["ignore", "keep", "drop"] = Field(
         "keep", description="Near-duplicates are not looked for, kept in one split, or dropped but for the first."
     )
