@@ -66,7 +66,7 @@ def arm(result: dict[str, Any], name: str) -> dict[str, Any]:
 def test_every_arm_has_its_diversity_and_its_distance(done) -> None:
     s, result = done
     summary = result["summary"]
-    assert summary["feature_model"] == "clip_gamma", "the held-out tower, not the one that trained"
+    assert summary["feature_model"] == "pick_beta", "the held-out tower, not the one that trained"
     standard = arm(result, "standard")
     assert standard["diversity"] == standard["feature_diversity"] == 1 and standard["cmmd"] is None
     for a in summary["arms"]:

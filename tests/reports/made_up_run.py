@@ -5,7 +5,7 @@ import math
 import random
 from typing import Any
 
-from pahi.tiny.scenes import KINDS, all_specs, alter, render, wording
+from pahi.tiny.scenes import all_specs, corrupt, render, wording
 
 
 def _interval(value: float, half: float) -> dict[str, float]:
@@ -47,11 +47,11 @@ def png(image: Any) -> bytes:
 
 def gallery(n: int, seed: int = 0) -> list[dict[str, Any]]:
     rng = random.Random(seed)
-    by_kind = [[spec for spec in all_specs() if spec.kind == kind] for kind in KINDS]
+    specs = all_specs()
     rows = []
     for i in range(n):
-        spec = rng.choice(rng.choice(by_kind))
-        right, wrong = png(render(spec, rng)), png(render(alter(spec, rng)[1], rng))
+        spec = rng.choice(specs)
+        right, wrong = png(render(spec, rng)), png(render(corrupt(spec, rng), rng))
         uplift = rng.gauss(0.5, 1.0)
         rows.append(
             {
@@ -84,6 +84,7 @@ def run(n: int = 60) -> dict[str, Any]:
         ),
         _arm("best_of_4", "Best of 4", 4, 0.99, 0.31, 0.66, diversity=0.93, ms_per_image=25.0),
     ]
+    kinds = ("color", "size", "background", "position", "composition")
     by_kind = {
         kind: {
             arm["arm"]: {
@@ -94,7 +95,7 @@ def run(n: int = 60) -> dict[str, Any]:
             }
             for arm in arms
         }
-        for kind in KINDS
+        for kind in kinds
     }
     metrics = []
     for phase, steps in (("hpi", 120), ("pahi", 600)):
