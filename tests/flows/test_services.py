@@ -194,9 +194,10 @@ def test_a_users_mistake_fails_once_and_says_how_to_go_on(services, bucket, tmp_
     services.start_worker("cpu-1", "pahi-cpu")
     try:
         assert services.finished(flow_run)["type"] == "FAILED"
+        # The message is sent after the state: a worker that is stopped in between takes it along.
+        found = wait("the message", lambda: [m for m in services.messages(flow_run) if "To go on:" in m], 60)
     finally:
         services.stop("cpu-1")
-    found = wait("the message", lambda: [m for m in services.messages(flow_run) if "To go on:" in m], 20)
     assert len(found) == 1
     assert "nowhere.jsonl" in found[0] and "it was not retried" in found[0]
     tasks = services.api("/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}})
@@ -347,7 +348,7 @@ def test_a_run_that_hangs_ends_at_its_hours(services, prompts, bucket):
     flow_run = services.api(f"/deployments/{services.deployment('generate')['id']}/create_flow_run", body)["id"]
     state = services.finished(flow_run, 200)
     assert state["name"] == "TimedOut", state
-    assert wait("the message", lambda: [m for m in services.messages(flow_run) if "To go on:" in m], 20)
+    assert wait("the message", lambda: [m for m in services.messages(flow_run) if "To go on:" in m], 90)
 
 
 def descendants(pid: int) -> list[int]:
