@@ -36,7 +36,10 @@ STAGE, VERSION = "generate", 2
 ENOUGH = 100  # rows before their share of bad ones says anything
 
 
-def frozen_predictor(ctx: Context, partitions: ingest.Chain) -> tuple[str, Any, dict[str, float | None]] | None:
+Frozen = tuple[str, Callable[[], NoisePredictor], dict[str, float | None]]
+
+
+def frozen_predictor(ctx: Context, partitions: ingest.Chain) -> Frozen | None:
     """The predictor's hash, how to load it, and the rewards' units; None where nothing was trained yet."""
     found = train.newest(ctx, partitions)
     units: dict[str, float | None] = {}
@@ -161,9 +164,17 @@ class Plan:
 
 def prepare(ctx: Context, partitions: ingest.Chain) -> Plan:
     """What is to be drawn. Raises UserError where nothing was trained yet."""
-    frozen = frozen_predictor(ctx, partitions)
-    if frozen is None:
+    return _planned(ctx, partitions, _frozen(ctx, partitions))
+
+
+def _frozen(ctx: Context, partitions: ingest.Chain) -> Frozen:
+    found = frozen_predictor(ctx, partitions)
+    if found is None:
         raise missing(STAGE, train.STAGE)
+    return found
+
+
+def _planned(ctx: Context, partitions: ingest.Chain, frozen: Frozen) -> Plan:
     digest, load, units = frozen
     predictor = load()
     targets = [Target(partition, *place(ctx, partition, digest), predictor.kind) for partition in partitions.outputs]
@@ -172,14 +183,12 @@ def prepare(ctx: Context, partitions: ingest.Chain) -> Plan:
 
 def run(ctx: Context, partitions: ingest.Chain) -> tuple[list[Output], bool]:
     """Draws what no earlier run drew; returns every partition's output, and whether all were there already."""
-    frozen = frozen_predictor(ctx, partitions)
-    if frozen is None:
-        raise missing(STAGE, train.STAGE)
+    frozen = _frozen(ctx, partitions)
     outputs = [place(ctx, partition, frozen[0])[0] for partition in partitions.outputs]
     if all(output.manifest() is not None for output in outputs):
         return outputs, True
     started = time.time()
-    plan = prepare(ctx, partitions)
+    plan = _planned(ctx, partitions, frozen)
     unfinished = [target for target in plan.targets if target.output.manifest() is None]
     undone, count = plan.undone(), ctx.settings.generate.workers
     spread = count > 1 and len(undone) > 1
