@@ -9,6 +9,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from pahi.errors import first_line
+from pahi.machine import check
 
 POOLS = ("pahi-cpu", "pahi-gpu")
 
@@ -18,7 +19,7 @@ def checks() -> list[dict[str, Any]]:
     url = get_current_settings().api.url
     if not url:
         detail = f"{prefect.__version__}; no server is named, so `pahi run` brings its own (PREFECT_API_URL names one)"
-        return [_check("prefect", True, detail)]
+        return [check("prefect", True, detail)]
     try:
         with get_client(sync_client=True) as client:
             problem = client.api_healthcheck()
@@ -30,7 +31,7 @@ def checks() -> list[dict[str, Any]]:
                 try:
                     status = client.read_work_pool(pool)
                 except ObjectNotFound:
-                    found.append(_check(f"pool {pool}", False, "not there: `sh infra/setup.sh` creates it"))
+                    found.append(check(f"pool {pool}", False, "not there: `sh infra/setup.sh` creates it"))
                     continue
                 workers = client.read_workers_for_work_pool(pool)
                 found.append(
@@ -39,23 +40,19 @@ def checks() -> list[dict[str, Any]]:
             return found
     except Exception as error:
         detail = f"{url} does not answer ({first_line(error)}): start it, or mend PREFECT_API_URL"
-        return [_check("prefect", False, detail)]
+        return [check("prefect", False, detail)]
 
 
 def _server(url: str, server: str) -> dict[str, Any]:
     ours = prefect.__version__
     if server.split(".")[:2] != ours.split(".")[:2]:
-        return _check("prefect", False, f"{url} runs {server}, this machine {ours}: upgrade the server first")
-    return _check("prefect", True, f"{ours}, {url} answers with {server}")
+        return check("prefect", False, f"{url} runs {server}, this machine {ours}: upgrade the server first")
+    return check("prefect", True, f"{ours}, {url} answers with {server}")
 
 
 def _pool(pool: str, paused: bool, online: list[str]) -> dict[str, Any]:
     if paused:
-        return _check(f"pool {pool}", False, f"paused: `prefect work-pool resume {pool}`")
+        return check(f"pool {pool}", False, f"paused: `prefect work-pool resume {pool}`")
     if not online:
-        return _check(f"pool {pool}", False, f"no worker is online: `prefect worker start --pool {pool} --limit 1`")
-    return _check(f"pool {pool}", True, f"online: {', '.join(sorted(online))}")
-
-
-def _check(name: str, ok: bool, detail: str) -> dict[str, Any]:
-    return {"check": name, "ok": ok, "detail": detail}
+        return check(f"pool {pool}", False, f"no worker is online: `prefect worker start --pool {pool} --limit 1`")
+    return check(f"pool {pool}", True, f"online: {', '.join(sorted(online))}")

@@ -5,7 +5,6 @@ import functools
 import inspect
 import json
 import logging
-import math
 import os
 import re
 import sys
@@ -20,7 +19,7 @@ import yaml
 from pahi.display import Display, print_table, size
 from pahi.errors import PahiError, UserError, missing
 from pahi.settings import Settings, load_settings, presets
-from pahi.tables import Row, arm_rows, source_rows
+from pahi.tables import Row, arm_rows, plain, source_rows
 
 Result = dict[str, Any]
 
@@ -474,15 +473,7 @@ def unwrapped(error: BaseException) -> BaseException:
 
 def print_json(value: Any) -> None:
     """For machines: numbers that are not finite are null."""
-    print(json.dumps(_plain(value), default=str, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(plain(value), default=str, allow_nan=False))
 
 
 def _checks(checks: list[Row], as_json: bool) -> None:

@@ -1,5 +1,6 @@
 """A stage's result as rows that a terminal, a web page or Prefect's UI shows as a table."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -82,6 +83,15 @@ def percent(value: float | None) -> str:
 
 def number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def plain(value: Any) -> Any:
+    """The same as JSON can hold it: keys as text, tuples as lists, None for what is not a finite number."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flat(value: Row, path: str = "") -> Iterator[tuple[str, Any]]:

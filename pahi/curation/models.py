@@ -42,9 +42,7 @@ def load_classifier(settings: PictureClassifier, device: torch.device) -> Callab
         return _checked(settings.id, _function(settings.id), 1)
     from transformers import AutoModelForImageClassification
 
-    folder = _folder(settings)
-    with explained(settings.id):
-        model = AutoModelForImageClassification.from_pretrained(folder).to(device).eval()
+    model, folder = _network(AutoModelForImageClassification, settings, device)
     known = {str(name).lower(): int(i) for i, name in model.config.id2label.items()}
     for label in settings.labels:
         if label.lower() not in known:
@@ -66,9 +64,7 @@ def load_embedder(settings: Embedder, device: torch.device) -> Callable[[Picture
         return _checked(settings.id, _function(settings.id), 2)
     from transformers import AutoModel
 
-    folder = _folder(settings)
-    with explained(settings.id):
-        model = AutoModel.from_pretrained(folder).to(device).eval()
+    model, folder = _network(AutoModel, settings, device)
     prepare = _processor(settings.id, folder)
 
     @torch.no_grad()
@@ -114,6 +110,13 @@ def _checked(target: str, function: Any, dimensions: int) -> Callable[[Pictures]
         return values
 
     return call
+
+
+def _network(auto: Any, settings: PictureClassifier | Embedder, device: torch.device) -> tuple[Any, Path]:
+    """The model by one of transformers' Auto classes, and its folder."""
+    folder = _folder(settings)
+    with explained(settings.id):
+        return auto.from_pretrained(folder).to(device).eval(), folder
 
 
 def _folder(settings: PictureClassifier | Embedder) -> Path:

@@ -138,25 +138,21 @@ class _Counted(io.RawIOBase):
         return len(data)
 
 
-class _Bounded(io.RawIOBase):
+class _Bounded(_Counted):
     """A decompressed stream that ends in an error where it grows out of all proportion."""
 
     def __init__(self, inner: Any, compressed: _Counted, most: int, name: str) -> None:
-        self.inner, self.compressed, self.most, self.name, self.count = inner, compressed, most, name, 0
-
-    def readable(self) -> bool:
-        return True
+        super().__init__(inner)
+        self.compressed, self.most, self.name = compressed, most, name
 
     def readinto(self, buffer: Any) -> int:
-        data = self.inner.read(len(buffer))
-        buffer[: len(data)] = data
-        self.count += len(data)
+        read = super().readinto(buffer)
         if self.count > FREE and self.count > self.most * self.compressed.count:
             raise UserError(
                 f"{self.name}: holds more than {self.most} times its own size, as a decompression bomb does; "
                 "where that is right, raise ingest.max_expansion"
             )
-        return len(data)
+        return read
 
 
 def _decompressed(file: io.BufferedReader, base: str, name: str) -> Any:

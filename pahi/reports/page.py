@@ -13,6 +13,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from pahi.reports import charts, text, verdict
+from pahi.tables import plain
 
 CURVE_ORDER = ("loss", "reward/", "validation/", "kl", "sigma", "noise_norm", "diversity")
 MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
@@ -106,16 +107,8 @@ def _asset(name: str) -> str:
 
 def _json(value: Any) -> Markup:
     """JSON that no HTML parser can leave: `</script>` and `<!--` lose their brackets."""
-    plain = json.dumps(_plain(value), allow_nan=False, separators=(",", ":"))
-    return Markup(plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return text.finite(value) if isinstance(value, float) else value
+    packed = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
+    return Markup(packed.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def _legend_mark(name: str) -> Markup:
