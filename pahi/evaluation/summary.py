@@ -8,38 +8,29 @@ import numpy as np
 import pyarrow as pa
 
 from pahi.evaluation.statistics import Interval, bootstrap, paired_uplift, win_rate
+from pahi.predictors.base import kinds
 from pahi.settings import Settings
 
 SHUFFLED = "_shuffled"  # ends the name of the arm where a prompt-adaptive predictor reads another prompt
 BEST_OF, OPTIMISED = "best_of_", "optimised_"  # and the number of calls
-LEARNED = {
-    "repelled": ("Repelled", "Residual of the prompt and the noise, that keeps noises apart"),
-    "refined": ("Refined", "Refined noise (residual of the prompt and the noise, at its length)"),
-    "residual": ("Residual", "Residual of the prompt and the noise"),
-    "mixture": ("Mixture", "Several Gaussians a prompt"),
-    "preserving": ("Preserving", "PAHI that keeps the length of Gaussian noise"),
-    "lowrank": ("Low rank", "PAHI with a head of low rank"),
-    "conv": ("Conv", "PAHI with a convolutional head"),
-    "pahi": ("PAHI", "PAHI (noise from the prompt)"),
-    "hpi": ("HPI", "HPI (one noise for all prompts)"),
-    "scale": ("Scale", "One scale for all noise"),
-}
-ADAPTIVE = tuple(name for name in LEARNED if name not in ("hpi", "scale"))
 
 
 def main_arm(names: Iterable[str]) -> str | None:
     """The learned arm that an evaluation is about: the most capable of those it has."""
     found = set(names)
-    return next((name for name in LEARNED if name in found), None)
+    every = kinds()
+    known = [kind for kind in every if kind in found and kind != "standard"]
+    return max(known, key=lambda kind: (every[kind].adaptive, list(every).index(kind)), default=None)
 
 
 def arm_labels(settings: Settings) -> dict[str, str]:
     """The arms of an evaluation, by name, as a person calls them."""
-    labels = {"standard": "Standard Gaussian"}
+    learned = kinds()
+    labels = {"standard": learned["standard"].arm}
     for name, _ in settings.train.phases:
-        labels[name] = LEARNED[name][1]
-        if name in ADAPTIVE:
-            labels[name + SHUFFLED] = f"{LEARNED[name][0]}, prompts shuffled"
+        labels[name] = learned[name].arm
+        if learned[name].adaptive:
+            labels[name + SHUFFLED] = f"{learned[name].name}, prompts shuffled"
     labels |= {f"{BEST_OF}{n}": f"Best of {n} by the training reward" for n in settings.evaluate.best_of}
     return labels | {f"{OPTIMISED}{k}": f"Each noise optimised, {k} steps" for k in settings.evaluate.optimise}
 
@@ -144,7 +135,7 @@ def flags(arms: list[dict[str, Any]]) -> list[str]:
     name = main_arm(by_name)
     if name is None:
         return []
-    best, label = by_name[name], LEARNED[name][0]
+    best, label = by_name[name], kinds()[name].name
     found = []
     for name, reward in best["rewards"].items():
         up = reward["uplift"]

@@ -112,7 +112,7 @@ def _json(value: Any) -> Markup:
 
 
 def _legend_mark(name: str) -> Markup:
-    shape = charts.mark(charts.arm_class(name), name, 8, 8, 5)
+    shape = charts.mark(charts.arm_class(name), 8, 8, 5)
     return Markup(f'<svg class="mark" viewBox="0 0 16 16" aria-hidden="true">{shape}</svg>')
 
 
