@@ -13,6 +13,7 @@ from pahi.settings import Settings
 
 SHUFFLED = "_shuffled"  # ends the name of the arm where a prompt-adaptive predictor reads another prompt
 BEST_OF, OPTIMISED = "best_of_", "optimised_"  # and the number of calls
+HACKING = "reward hacking"  # begins the warning that weighs most
 
 
 def main_arm(names: Iterable[str]) -> str | None:
@@ -38,6 +39,11 @@ def arm_labels(settings: Settings) -> dict[str, str]:
 def calls(arm: str) -> int:
     """How often an arm calls the generator for a picture."""
     return next((int(arm.removeprefix(p)) for p in (BEST_OF, OPTIMISED) if arm.startswith(p)), 1)
+
+
+def best_of(names: Iterable[str]) -> list[int]:
+    """The numbers of drawings that arms choose from."""
+    return sorted(calls(name) for name in names if name.startswith(BEST_OF))
 
 
 def summarise(
@@ -148,7 +154,7 @@ def flags(arms: list[dict[str, Any]]) -> list[str]:
     trained = [r["uplift"] for r in best["rewards"].values() if r["role"] == "train" and r["uplift"]]
     held = [r["uplift"] for r in best["rewards"].values() if r["role"] != "train" and r["uplift"]]
     if trained and held and all(u["low"] > 0 for u in trained) and any(u["high"] < 0 for u in held):
-        found.append("reward hacking: the training reward rose and a held-out one fell")
+        found.append(f"{HACKING}: the training reward rose and a held-out one fell")
     for name, by in (("diversity", "in pixels"), ("feature_diversity", "in features")):
         if best[name] is not None and best[name] < 0.7:
             found.append(f"{label}'s pictures of one prompt differ only {best[name]:.2f} times as much as before, {by}")

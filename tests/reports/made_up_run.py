@@ -35,7 +35,9 @@ def _arm(
     }
     return {
         "arm": name, "label": label, "calls": calls, "rewards": rewards,
-        "diversity": 1.0, "noise_norm": 1.0, "kl": 0.0, "ms_per_image": 6.1, **more,
+        "diversity": 1.0, "feature_diversity": 1.0, "noise_norm": 1.0, "noise_correlation": 0.001, "kl": 0.0,
+        "diversity_interval": None if alpha is None else _interval(more.get("diversity", 1.0), 0.03),
+        "cmmd": None if alpha is None else _interval(alpha / 2, 0.05), "ms_per_image": 6.1, **more,
     }  # fmt: skip
 
 
@@ -120,6 +122,8 @@ def run(n: int = 60) -> dict[str, Any]:
         "preset_line": "pahi.tiny one-step generator, 64x64",
         "evaluate": {
             "prompts": 140,
+            "scenes": 70,
+            "feature_model": "pick_beta",
             "seeds": 4,
             "train_reward": "pick_alpha",
             "units": {"pick_alpha": 0.8, "pick_beta": 0.7},

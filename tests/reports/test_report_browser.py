@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_run import run
+from made_up_run import png, run
+from PIL import Image
 
 from pahi.reports import build_report
 
@@ -184,6 +185,27 @@ def test_pictures_load_and_small_ones_are_crisp(page: Any) -> None:
     picture.scroll_into_view_if_needed()
     page.wait_for_function("document.querySelector('.card img').naturalWidth === 64")
     assert picture.evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
+
+
+def test_the_full_picture_comes_on_click(browser: Any, tmp_path: Path) -> None:
+    data = run(30)
+    for row in data["gallery"]:
+        row.update(
+            before=png(Image.new("RGB", (512, 512), (200, 30, 30))),
+            after=png(Image.new("RGB", (512, 512), (30, 30, 200))),
+        )
+    path = tmp_path / "report.html"
+    path.write_text(build_report(data), encoding="utf-8")
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    widths = "[...document.querySelectorAll('%s img')].map(e => e.naturalWidth)"
+    page.locator(".card img").first.scroll_into_view_if_needed()
+    page.wait_for_function(f"() => {widths % '.card:first-child'}.join() === '256,256'")
+    page.locator(".card .open").first.click()
+    page.wait_for_function(f"() => {widths % '#row-pictures'}.join() === '512,512'")
+    assert not page.locator("#row-thumbnail").is_visible()
+    assert page.evaluate(widths % "#hero .duo") == [512, 512]
+    page.close()
 
 
 def test_dark_by_system_and_by_button(page: Any) -> None:
