@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
@@ -280,7 +280,7 @@ def _distribution(arms: list[dict[str, Any]]) -> dict[str, Any]:
         cells = []
         for _, _, key, digits in known:
             value, span = _figure(arm.get(key)), arm.get(f"{key}_interval") or arm.get(key)
-            cells.append((text.number(value, digits), _span(span, lambda v, d=digits: text.number(v, d))))
+            cells.append((text.number(value, digits), _span(span, partial(text.number, digits=digits))))
         for name in others:
             found = (arm.get("benchmarks") or {}).get(name) or {}
             up = text.interval(found.get("uplift"))

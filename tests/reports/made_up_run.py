@@ -5,6 +5,9 @@ import math
 import random
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from pahi.tiny.scenes import all_specs, corrupt, render, wording
 
 
@@ -44,6 +47,17 @@ def _arm(
 def png(image: Any) -> bytes:
     out = io.BytesIO()
     image.save(out, "PNG")
+    return out.getvalue()
+
+
+def photograph(edge: int, seed: int, kind: str = "PNG") -> bytes:
+    """Colours that flow into each other, with grain: about as many bytes as a photograph has."""
+    rng = np.random.default_rng(seed)
+    patches = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    smooth = np.asarray(patches.resize((edge, edge), Image.Resampling.BICUBIC))
+    picture = Image.fromarray(np.clip(smooth + rng.normal(0, 6, (edge, edge, 1)), 0, 255).astype(np.uint8))
+    out = io.BytesIO()
+    picture.save(out, kind)
     return out.getvalue()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up_run import png, run
+from made_up_run import photograph, png, run
 from PIL import Image
 
 from pahi.reports import build_report, charts
@@ -167,16 +167,6 @@ def test_gallery_is_best_first_and_pictures_keep_their_rows() -> None:
     assert [r["uplift"] for r in rows] == sorted((r["uplift"] for r in rows), reverse=True)
     found = re.search(r'id="gallery-pictures">(.*?)</script>', html, re.S)
     assert found and len(found[1].split("\n")) == 2 * len(rows)
-
-
-def photograph(edge: int, seed: int) -> bytes:
-    """Colours that flow into each other, with grain: about as many bytes as a photograph has."""
-    rng = np.random.default_rng(seed)
-    smooth = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(
-        (edge, edge), Image.Resampling.BICUBIC
-    )
-    grain = rng.normal(0, 6, (edge, edge, 1))
-    return png(Image.fromarray(np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8)))
 
 
 def seen(uri: str) -> Image.Image:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_run import png, run
+from made_up_run import photograph, png, run
 from PIL import Image
 
 from pahi.reports import build_report
+from pahi.reports.pictures import PAGE_BYTES
 
 CHROMIUM = os.environ.get("PAHI_CHROMIUM", "/usr/bin/chromium")
 ARGUMENTS = [
@@ -258,11 +259,15 @@ def test_page_without_pictures(browser: Any, tmp_path: Path) -> None:
 
 def test_five_thousand_pairs_are_quick(browser: Any, tmp_path: Path) -> None:
     data = run(100)
+    for i, row in enumerate(data["gallery"]):
+        row.update(before=photograph(96, i % 20, "JPEG"), after=photograph(96, 20 + i % 20, "JPEG"))
     data["gallery"] = [
         {**row, "prompt_id": f"{i}-{row['prompt_id']}", "seed": i} for i in range(50) for row in data["gallery"]
     ]
     path = tmp_path / "report.html"
-    path.write_text(build_report(data), encoding="utf-8")
+    html = build_report(data)
+    assert 0.8 * PAGE_BYTES < len(html) < 1.2 * PAGE_BYTES  # as large as a page becomes
+    path.write_text(html, encoding="utf-8")
     page = browser.new_page()
     # In the page's own processor time, which other programs on the machine do not change.
     meter = page.context.new_cdp_session(page)
