@@ -17,6 +17,7 @@ from pahi.invocation import (
     RootOption,
     app,
     call,
+    check_root,
     command,
     dataset_name,
     main,
@@ -218,11 +219,17 @@ def report(settings: Settings, dataset: DatasetArgument = None) -> Answer:
 
 
 @command("ls", "ls --root s3://bucket/prefix")
-def ls(root: RootOption = None) -> Answer:
+def ls(
+    dataset: Annotated[str | None, typer.Argument(help="Only this dataset.")] = None, root: RootOption = None
+) -> Answer:
     """Lists what the store holds."""
     from pahi import maintenance
 
-    rows = maintenance.list_store(_store(root))
+    store = _store(root)
+    rows = maintenance.list_store(store)
+    if dataset is not None:
+        _holds(store, dataset, rows)
+        rows = [row for row in rows if row["dataset"] == dataset]
 
     def show() -> None:
         if not rows:
@@ -249,6 +256,8 @@ def gc(
 
     store = _store(root)
     prefixes = maintenance.garbage(store, dataset)
+    if dataset is not None and not prefixes:
+        _holds(store, dataset, maintenance.list_store(store))
     if yes:
         for prefix in prefixes:
             store.delete(prefix)
@@ -301,9 +310,15 @@ def _checks(checks: list[Row]) -> Answer:
     return Answer(checks, show, code=0 if all(check["ok"] for check in checks) else 1)
 
 
+def _holds(store: Any, dataset: str, rows: list[Row]) -> None:
+    if all(row["dataset"] != dataset for row in rows):
+        raise UserError(f"{store.root} holds no dataset {dataset!r}; `pahi ls` shows what there is")
+
+
 def _store(root: str | None) -> Any:
     from pahi.artifacts import Store
 
+    check_root(root)
     return Store(root or Settings.model_fields["root"].default)
 
 
@@ -336,6 +351,8 @@ def _run_flow(settings: Settings, display: Display) -> list[Result]:
             inner = unwrapped(error)
             if inner is not error:
                 raise inner from error
+            if "ephemeral Prefect API server" in str(error):
+                raise UserError(f"{error}; try again when the machine is less busy, or `pahi run --direct`") from error
             if type(error).__module__.split(".")[0] in ("httpx", "httpcore"):
                 where = os.environ.get("PREFECT_API_URL", "its own API")
                 raise UserError(f"cannot reach Prefect ({where}): {error}; `pahi run --direct` needs none") from error

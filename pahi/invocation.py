@@ -144,6 +144,10 @@ def resolve(
     prompts: str | None,
 ) -> Settings:
     """The settings that a command's options make. Raises UserError."""
+    for option, given in (("config", config), ("root", root), ("name", name), ("prompts", prompts)):
+        if given == "":
+            raise UserError(f"--{option} is empty; leave it out, or say which")
+    check_root(root)
     overrides: list[str] = []
     if prompts is not None:
         if "://" not in prompts and not prompts.startswith("pkg:") and not Path(prompts).is_file():
@@ -157,6 +161,14 @@ def resolve(
         if name is None and not any(key.partition("=")[0].strip() == "name" for key in sets or []):
             name = dataset_name(prompts)
     return load_settings(preset, config, [*overrides, *(sets or [])], root=root, name=name)
+
+
+def check_root(root: str | None) -> None:
+    """Raises UserError for an address that would be taken for a folder, such as s3:/bucket."""
+    if root == "":
+        raise UserError("--root is empty; leave it out, or name a folder or an address such as s3://bucket/prefix")
+    if found := re.match(r"(s3a?|gs|gcs|az|abfs|hf|https?|file):/?(?!/)", root or ""):
+        raise UserError(f"--root {root}: an address has two slashes, as in {found[1]}://bucket/prefix")
 
 
 def dataset_name(file: str) -> str:
@@ -236,6 +248,8 @@ def _usage(error: Any, arguments: list[str]) -> int:
         hint = f'put the prompt in quotes: pahi sample "{" ".join(a for a in arguments[1:] if a[:1] != "-")}"'
     elif extra and "=" in extra[1]:
         hint = f"--set takes one setting, so repeat it: --set {extra[1].split()[0]}"
+    elif extra and "--set" in arguments:
+        hint = "--set takes a setting as one word, such as --set train.beta=0.8"
     elif extra and extra[1] in presets() and any(p.name == "preset" for p in commands[name].params):
         hint = f"a preset is chosen by --preset {extra[1]}"
     elif arguments[0].startswith("-") and "No such option" in message:
