@@ -91,7 +91,7 @@ class _Speed(ProgressColumn):
 
 
 def line(stage: str, pace: Pace, note: str) -> str:
-    """One report, for a log: `train     120/500  3.1/s, 2:03 left  uplift +0.41`."""
+    """One report, for a log: `train     120/500  3.1/s, 2:03 left  uplift pickscore +0.41`."""
     parts = [f"{stage:<9} {pace.done}/{pace.total or '?'}"]
     if pace.speed and pace.remaining:
         parts.append(f"{rate(pace.speed)}, {duration(pace.remaining)} left")

@@ -73,6 +73,8 @@ def side_by_side(before: Image.Image, after: Image.Image) -> Image.Image:
 
 def _predictor(ctx: Context, given: str | None) -> NoisePredictor:
     given = given or ctx.settings.generate.predictor
+    if given and "/" not in given and not Path(given).is_dir():
+        raise UserError(f"no predictor at {given!r}: there is no such folder here, and a Hub id names an owner too")
     if given:
         return NoisePredictor.from_pretrained(str(models.resolve(given))).to(ctx.device)
     found = train.newest(ctx, ingest.chain(ctx))

@@ -8,7 +8,7 @@ import sys
 import pytest
 import typer
 
-from pahi import cli
+from pahi import cli, invocation
 from pahi.errors import StageFailed, UserError
 from pahi.tables import arm_rows, count_rows, markdown
 
@@ -90,7 +90,7 @@ def test_exit_codes(capsys, monkeypatch, raised, code, message):
     def fail(*_args):
         raise raised
 
-    monkeypatch.setattr(cli, "resolve", fail)
+    monkeypatch.setattr(invocation, "resolve", fail)
     assert fails(capsys, "run", "--direct", code=code).startswith(message)
 
 
@@ -108,7 +108,7 @@ def test_what_wraps_a_users_mistake_is_taken_off():
 
 
 def test_verbose_shows_the_traceback(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_verbose", False)
+    monkeypatch.setattr(invocation, "_verbose", False)
     assert cli.call(["run", "-v", "--preset", "nope"]) == 2
     err = capsys.readouterr().err
     assert "Traceback" in err

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -20,23 +21,8 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = [
-    "ingest.test_fraction=0.3",
-    "ingest.validation_fraction=0.2",
-    "cache.max_train_prompts=24",
-    "cache.max_validation_prompts=8",
-    "cache.seeds=2",
-    "train.hpi_steps=2",
-    "train.steps=2",
-    "train.batch_size=8",
-    "train.validate_every=2",
-    "evaluate.prompts=6",
-    "evaluate.seeds=2",
-    "evaluate.best_of=[2]",
-    "evaluate.bootstrap=100",
-    "evaluate.gallery=4",
-    "generate.control_fraction=0",
-]
+WALK = runpy.run_path(str(ROOT / "docs" / "walk.py"))
+TINY = WALK["QUICK"]
 PROMPTS = ["a red circle", "a blue square", "two green triangles", "a yellow star on a white background"]
 
 pytestmark = pytest.mark.slow
@@ -109,6 +95,19 @@ def test_what_they_hold(built: tuple[Path, Path]) -> None:
     metadata = next(zipfile.ZipFile(wheel).read(n).decode() for n in names if n.endswith(".dist-info/METADATA"))
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     assert not [line for line in needed if any(word in line for word in ("prefect", "s3fs", "datasets", "pytest"))]
+
+
+def test_the_start_page_as_a_stranger_types_it(
+    pahi: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo, own prompts, an own preset, own code in diffusers: what docs/start.md shows, word by word."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    WALK["walk"](pahi.parent, tmp_path, quick=True)
+    said = capfd.readouterr().out
+    page = (ROOT / "docs" / "start.md").read_text()
+    typed = list(WALK["commands"](page))
+    assert len(typed) >= 6 and all(f"$ {command}\n" in said for command in typed)
+    assert said.count("left out") == sum("--preset" in command for command in typed) == 1
 
 
 def test_from_prompts_to_a_predictor_in_diffusers(pahi: Path, tmp_path: Path) -> None:

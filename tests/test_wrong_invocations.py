@@ -38,7 +38,8 @@ CASES = {
     "train --upstream": "--with-upstream",
     "cache --fetch": "--fetch-only",
     "report --dataset tiny": "pahi report --help",
-    "ls tiny": "pahi ls --help",
+    "ls tiny": "holds no dataset 'tiny'",
+    "publish here there": "pahi publish --help",
     "gc --force": "pahi gc --help",
     "verify tiny extra": "extra",
     "verify --rows -1": "0",
@@ -95,6 +96,13 @@ CASES = {
     "run --config binary.yaml": "is not text in UTF-8",
     "run --prompts missing.txt": "missing.txt: there is no such file",
     "run --prompts folder": "is a folder",
+    "run --prompts ''": "--prompts is empty",
+    "run --root ''": "--root is empty",
+    "ls --root ''": "--root is empty",
+    "run --root s3:/bucket/prefix": "as in s3://bucket/prefix",
+    "gc --root s3:bucket": "two slashes",
+    "gc nothing": "holds no dataset 'nothing'",
+    "run --set train.beta 0.8": "as one word, such as --set train.beta=0.8",
 }
 
 

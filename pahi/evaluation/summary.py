@@ -8,38 +8,30 @@ import numpy as np
 import pyarrow as pa
 
 from pahi.evaluation.statistics import Interval, bootstrap, paired_uplift, win_rate
+from pahi.predictors.base import kinds
 from pahi.settings import Settings
 
 SHUFFLED = "_shuffled"  # ends the name of the arm where a prompt-adaptive predictor reads another prompt
 BEST_OF, OPTIMISED = "best_of_", "optimised_"  # and the number of calls
-LEARNED = {
-    "repelled": ("Repelled", "Residual of the prompt and the noise, that keeps noises apart"),
-    "refined": ("Refined", "Refined noise (residual of the prompt and the noise, at its length)"),
-    "residual": ("Residual", "Residual of the prompt and the noise"),
-    "mixture": ("Mixture", "Several Gaussians a prompt"),
-    "preserving": ("Preserving", "PAHI that keeps the length of Gaussian noise"),
-    "lowrank": ("Low rank", "PAHI with a head of low rank"),
-    "conv": ("Conv", "PAHI with a convolutional head"),
-    "pahi": ("PAHI", "PAHI (noise from the prompt)"),
-    "hpi": ("HPI", "HPI (one noise for all prompts)"),
-    "scale": ("Scale", "One scale for all noise"),
-}
-ADAPTIVE = tuple(name for name in LEARNED if name not in ("hpi", "scale"))
+HACKING = "reward hacking"  # begins the warning that weighs most
 
 
 def main_arm(names: Iterable[str]) -> str | None:
     """The learned arm that an evaluation is about: the most capable of those it has."""
     found = set(names)
-    return next((name for name in LEARNED if name in found), None)
+    every = kinds()
+    known = [kind for kind in every if kind in found and kind != "standard"]
+    return max(known, key=lambda kind: (every[kind].adaptive, list(every).index(kind)), default=None)
 
 
 def arm_labels(settings: Settings) -> dict[str, str]:
     """The arms of an evaluation, by name, as a person calls them."""
-    labels = {"standard": "Standard Gaussian"}
+    learned = kinds()
+    labels = {"standard": learned["standard"].arm}
     for name, _ in settings.train.phases:
-        labels[name] = LEARNED[name][1]
-        if name in ADAPTIVE:
-            labels[name + SHUFFLED] = f"{LEARNED[name][0]}, prompts shuffled"
+        labels[name] = learned[name].arm
+        if learned[name].adaptive:
+            labels[name + SHUFFLED] = f"{learned[name].name}, prompts shuffled"
     labels |= {f"{BEST_OF}{n}": f"Best of {n} by the training reward" for n in settings.evaluate.best_of}
     return labels | {f"{OPTIMISED}{k}": f"Each noise optimised, {k} steps" for k in settings.evaluate.optimise}
 
@@ -47,6 +39,11 @@ def arm_labels(settings: Settings) -> dict[str, str]:
 def calls(arm: str) -> int:
     """How often an arm calls the generator for a picture."""
     return next((int(arm.removeprefix(p)) for p in (BEST_OF, OPTIMISED) if arm.startswith(p)), 1)
+
+
+def best_of(names: Iterable[str]) -> list[int]:
+    """The numbers of drawings that arms choose from."""
+    return sorted(calls(name) for name in names if name.startswith(BEST_OF))
 
 
 def summarise(
@@ -144,7 +141,7 @@ def flags(arms: list[dict[str, Any]]) -> list[str]:
     name = main_arm(by_name)
     if name is None:
         return []
-    best, label = by_name[name], LEARNED[name][0]
+    best, label = by_name[name], kinds()[name].name
     found = []
     for name, reward in best["rewards"].items():
         up = reward["uplift"]
@@ -157,7 +154,7 @@ def flags(arms: list[dict[str, Any]]) -> list[str]:
     trained = [r["uplift"] for r in best["rewards"].values() if r["role"] == "train" and r["uplift"]]
     held = [r["uplift"] for r in best["rewards"].values() if r["role"] != "train" and r["uplift"]]
     if trained and held and all(u["low"] > 0 for u in trained) and any(u["high"] < 0 for u in held):
-        found.append("reward hacking: the training reward rose and a held-out one fell")
+        found.append(f"{HACKING}: the training reward rose and a held-out one fell")
     for name, by in (("diversity", "in pixels"), ("feature_diversity", "in features")):
         if best[name] is not None and best[name] < 0.7:
             found.append(f"{label}'s pictures of one prompt differ only {best[name]:.2f} times as much as before, {by}")

@@ -1,6 +1,6 @@
 """What is learned: where in noise space to start. One family of predictors a file."""
 
-from pahi.predictors.base import NoisePredictor
+from pahi.predictors.base import Kind, NoisePredictor
 from pahi.predictors.gaussian import GaussianPredictor
 from pahi.predictors.heads import ConvPredictor, LowRankPredictor
 from pahi.predictors.mixture import MixturePredictor
@@ -10,6 +10,7 @@ from pahi.predictors.residual import ResidualPredictor
 __all__ = [
     "ConvPredictor",
     "GaussianPredictor",
+    "Kind",
     "LowRankPredictor",
     "MixturePredictor",
     "NoisePredictor",

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,16 @@ WEIGHTS, CONFIG = "predictor.safetensors", "config.json"
 KEYS = ("kind", "latent_shape", "pooled_width", "hidden", "generator", "generator_hash")
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What people read of a kind of predictor, in tables, reports and cards."""
+
+    name: str
+    arm: str  # its label beside an evaluation's other arms
+    what: str  # a sentence
+    adaptive: bool = True  # reads the prompt
+
+
 class NoisePredictor(nn.Module, ModelHubMixin):
     """A learned distribution of starting noise for one generator.
 
@@ -26,7 +37,7 @@ class NoisePredictor(nn.Module, ModelHubMixin):
     image = pipe(prompt, latents=predictor.sample(prompt, pipe=pipe, seed=7), num_inference_steps=1).images[0]
     """
 
-    KINDS: ClassVar[tuple[str, ...]] = ()  # of a class that can be trained
+    KINDS: ClassVar[dict[str, Kind]] = {}  # of a class that can be trained, by what `train.predictor` calls them
 
     def __init__(
         self,
@@ -48,8 +59,7 @@ class NoisePredictor(nn.Module, ModelHubMixin):
         for cls in _families(NoisePredictor):
             if kind in cls.KINDS:
                 return cls(kind, *args, **kwargs)
-        known = ", ".join(kind for cls in _families(NoisePredictor) for kind in cls.KINDS)
-        raise UserError(f"there is no predictor of kind {kind!r}; there are {known}")
+        raise UserError(f"there is no predictor of kind {kind!r}; there are {', '.join(kinds())}")
 
     @property
     def config(self) -> dict[str, Any]:
@@ -140,6 +150,11 @@ class NoisePredictor(nn.Module, ModelHubMixin):
         except (OSError, HfHubHTTPError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
             raise UserError(f"no predictor at {model_id!r}: {str(error).splitlines()[0]}") from None
         return predictor.eval()
+
+
+def kinds() -> dict[str, Kind]:
+    """Every kind of predictor, the standard Gaussian among them."""
+    return {name: kind for family in _families(NoisePredictor) for name, kind in family.KINDS.items()}
 
 
 def _families(cls: type[NoisePredictor]) -> Iterator[type[NoisePredictor]]:

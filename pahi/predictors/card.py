@@ -7,23 +7,6 @@ from typing import Any
 import yaml
 
 CARD = "README.md"
-NAMES = {
-    "standard": "Standard Gaussian noise",
-    "scale": "Scaled noise",
-    "hpi": "HPI noise",
-    "pahi": "PAHI noise",
-    "residual": "Residual noise",
-    "refined": "Refined noise",
-}
-WHAT = {
-    "standard": "Standard Gaussian noise: nothing was learned.",
-    "scale": "One learned scale for all starting noise.",
-    "hpi": "One learned mean and scale of the starting noise for all prompts (human preference inversion).",
-    "pahi": "Mean and scale of the starting noise, predicted from the prompt (prompt-adaptive human preference "
-    "inversion).",
-    "residual": "A learned change of the starting noise, that reads the prompt and the noise itself.",
-    "refined": "A learned change of the starting noise at its own length, that reads the prompt and the noise itself.",
-}
 
 
 @dataclass
@@ -44,7 +27,9 @@ class Facts:
 
 def card(config: dict[str, Any], parameters: int, facts: Facts | None = None) -> str:
     """README.md with its YAML header, of a predictor with this configuration and number of parameters."""
-    kind, generator = config["kind"], config["generator"] or "a one-step generator"
+    from pahi.predictors.base import kinds  # which writes cards
+
+    kind, generator = kinds()[config["kind"]], config["generator"] or "a one-step generator"
     # A folder or a packaged model is no address on the Hub.
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", config["generator"]) is not None and not generator.startswith(".")
     header: dict[str, Any] = {"library_name": "pahi", "pipeline_tag": "text-to-image", "tags": ["pahi", "diffusers"]}
@@ -53,10 +38,16 @@ def card(config: dict[str, Any], parameters: int, facts: Facts | None = None) ->
     if facts is not None:
         header |= {"license": "other", "license_name": facts.license}
     shape = "x".join(str(n) for n in config["latent_shape"])
-    name = NAMES.get(kind, kind)
-    lines = ["---", yaml.safe_dump(header, sort_keys=False).strip(), "---", "", f"# {name} for {generator}", ""]
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {kind.name} noise for {generator}",
+        "",
+    ]
     lines += [
-        WHAT.get(kind, f"A learned distribution of starting noise ({kind})."),
+        kind.what,
         "The generator's own weights are as they were: its pictures start elsewhere in noise space.",
         "",
         "## Use",

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pahi.predictors.base import NoisePredictor
+from pahi.predictors.base import Kind, NoisePredictor
 
 LOG_SIGMA_RANGE = (-2.0, 1.0)
 
@@ -34,7 +34,24 @@ def dense_head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 class GaussianPredictor(NoisePredictor):
     """Standard, scale, HPI and PAHI, and what other files make of the last; the divergence is the Gaussians' KL."""
 
-    KINDS: ClassVar[tuple[str, ...]] = ("standard", "scale", "hpi", "pahi")
+    KINDS: ClassVar[dict[str, Kind]] = {
+        "standard": Kind(
+            "Standard", "Standard Gaussian", "Standard Gaussian noise: nothing was learned.", adaptive=False
+        ),
+        "scale": Kind("Scale", "One scale for all noise", "One learned scale for all starting noise.", adaptive=False),
+        "hpi": Kind(
+            "HPI",
+            "HPI (one noise for all prompts)",
+            "One learned mean and scale of the starting noise for all prompts (human preference inversion).",
+            adaptive=False,
+        ),
+        "pahi": Kind(
+            "PAHI",
+            "PAHI (noise from the prompt)",
+            "Mean and scale of the starting noise, predicted from the prompt (prompt-adaptive human preference "
+            "inversion).",
+        ),
+    }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

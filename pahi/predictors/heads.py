@@ -6,10 +6,13 @@
 Both begin at the standard Gaussian and train the base (mu, log sigma) with them.
 """
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pahi.predictors.base import Kind
 from pahi.predictors.gaussian import GaussianPredictor
 
 COARSEST = 8  # longest side of conv's first grid
@@ -66,7 +69,13 @@ class LowRankHead(nn.Module):
 class ConvPredictor(GaussianPredictor):
     """PAHI with a convolutional head."""
 
-    KINDS = ("conv",)
+    KINDS: ClassVar[dict[str, Kind]] = {
+        "conv": Kind(
+            "Conv",
+            "PAHI with a convolutional head",
+            "Mean and scale of the starting noise, predicted from the prompt as a grid that convolutions enlarge.",
+        )
+    }
 
     def make_head(self) -> nn.Module:
         return ConvHead(self.pooled_width, self.hidden, self.latent_shape)
@@ -75,7 +84,13 @@ class ConvPredictor(GaussianPredictor):
 class LowRankPredictor(GaussianPredictor):
     """PAHI with a head of low rank."""
 
-    KINDS = ("lowrank",)
+    KINDS: ClassVar[dict[str, Kind]] = {
+        "lowrank": Kind(
+            "Low rank",
+            "PAHI with a head of low rank",
+            "Mean and scale of the starting noise, predicted from the prompt as a sum of outer products.",
+        )
+    }
 
     def make_head(self) -> nn.Module:
         return LowRankHead(self.pooled_width, self.hidden, self.latent_shape)

@@ -12,12 +12,12 @@ no closed form, but lies between its components' and that of one Gaussian with t
 of the components' own where they differ.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pahi.predictors.base import NoisePredictor
+from pahi.predictors.base import Kind, NoisePredictor
 from pahi.predictors.gaussian import LOG_SIGMA_RANGE
 
 MODES = 4
@@ -26,7 +26,13 @@ MODES = 4
 class MixturePredictor(NoisePredictor):
     """A mixture of MODES Gaussians."""
 
-    KINDS = ("mixture",)
+    KINDS: ClassVar[dict[str, Kind]] = {
+        "mixture": Kind(
+            "Mixture",
+            "Several Gaussians a prompt",
+            "Several Gaussians of starting noise, predicted from the prompt, among which the noise itself picks.",
+        )
+    }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -6,12 +6,12 @@ E ||x_T||^2 = d whatever z is, and its variance is sum 2 (1 - mu^4), never more 
 of x_T needs no guard. What is paid for a mean is diversity alone, and there is one number to learn where PAHI has two.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from pahi.predictors.base import NoisePredictor
+from pahi.predictors.base import Kind, NoisePredictor
 from pahi.predictors.gaussian import LOG_SIGMA_RANGE, GaussianPredictor, dense_head
 
 LIMIT = float(torch.acosh(torch.tensor(-LOG_SIGMA_RANGE[0]).exp()))  # of |z|: where sigma is the smallest allowed
@@ -20,7 +20,13 @@ LIMIT = float(torch.acosh(torch.tensor(-LOG_SIGMA_RANGE[0]).exp()))  # of |z|: w
 class PreservingPredictor(GaussianPredictor):
     """PAHI with one angle a number of the latent."""
 
-    KINDS = ("preserving",)
+    KINDS: ClassVar[dict[str, Kind]] = {
+        "preserving": Kind(
+            "Preserving",
+            "PAHI that keeps the length of Gaussian noise",
+            "Mean and scale of the starting noise, predicted from the prompt, at the length of Gaussian noise.",
+        )
+    }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         NoisePredictor.__init__(self, *args, **kwargs)

@@ -13,13 +13,13 @@ Where x_T = mu + s eps, the last is in expectation KL(q || N(0, I)): its logarit
 """
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pahi.predictors.base import NoisePredictor
+from pahi.predictors.base import Kind, NoisePredictor
 
 COARSEST = 4  # side of the level where every place sees every other
 WIDEST = 4  # times `hidden` channels
@@ -28,7 +28,24 @@ WIDEST = 4  # times `hidden` channels
 class ResidualPredictor(NoisePredictor):
     """A network of `hidden` channels at full size, that reads noise and prompt."""
 
-    KINDS = ("residual", "refined", "repelled")
+    KINDS: ClassVar[dict[str, Kind]] = {
+        "residual": Kind(
+            "Residual",
+            "Residual of the prompt and the noise",
+            "A learned change of the starting noise, that reads the prompt and the noise itself.",
+        ),
+        "refined": Kind(
+            "Refined",
+            "Refined noise (residual of the prompt and the noise, at its length)",
+            "A learned change of the starting noise at its own length, that reads the prompt and the noise itself.",
+        ),
+        "repelled": Kind(
+            "Repelled",
+            "Residual of the prompt and the noise, that keeps noises apart",
+            "A learned change of the starting noise, that reads the prompt and the noise itself and keeps a prompt's "
+            "noises apart.",
+        ),
+    }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

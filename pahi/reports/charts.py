@@ -9,36 +9,36 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from pahi.evaluation import summary
+from pahi.predictors.base import kinds
 from pahi.reports.text import finite, interval, short, signed
 
-SHORT = {"standard": "standard", "hpi": "HPI", "pahi": "PAHI", "pahi_shuffled": "shuffled", "best_of_4": "best of 4"}
-SHORT |= {"scale": "scale", "residual": "residual", "refined": "refined"}
-SHORT |= {"residual_shuffled": "shuffled", "refined_shuffled": "shuffled"}
-OTHERS = ("conv", "lowrank", "preserving", "mixture", "repelled")
-SHORT |= {name: name for name in OTHERS} | {f"{name}_shuffled": "shuffled" for name in OTHERS}
-# Arms that are never shown beside each other share a colour.
-ALIKE = {
-    "scale": "hpi",
-    "residual": "pahi",
-    "refined": "pahi",
-    "residual_shuffled": "pahi_shuffled",
-    "refined_shuffled": "pahi_shuffled",
-}
-ALIKE |= dict.fromkeys(OTHERS, "pahi") | {f"{name}_shuffled": "pahi_shuffled" for name in OTHERS}
+# The shape that tells an arm from others without colour, by the class of its colour.
+SQUARE, DIAMOND, TRIANGLE = "arm-hpi", "arm-best", "arm-shuffled"
 MAX_POINTS = 240  # a line drawn with more is not seen better
 
 
 def arm_class(name: Any) -> str:
-    """The class that carries an arm's colour."""
-    known = ("standard", "hpi", "pahi", "pahi_shuffled", "best_of_4")
-    name = ALIKE.get(name, name)
-    return "arm-" + (name if name in known else "other")
+    """The class that carries an arm's colour: arms that are never shown beside each other share one."""
+    name = str(name)
+    if name == "standard":
+        return "arm-standard"
+    if name.endswith(summary.SHUFFLED):
+        return TRIANGLE
+    if name.startswith(summary.BEST_OF):
+        return DIAMOND
+    kind = kinds().get(name)
+    return "arm-other" if kind is None else "arm-pahi" if kind.adaptive else SQUARE
 
 
 def short_name(arm: dict[str, Any]) -> str:
     """What fits beside a point."""
     name = str(arm.get("arm"))
-    return SHORT.get(name) or str(arm.get("label") or name)[:16]
+    if name.endswith(summary.SHUFFLED):
+        return "shuffled"
+    if name.startswith((summary.BEST_OF, summary.OPTIMISED)):
+        return name.replace("_", " ")
+    return kinds()[name].name if name in kinds() else str(arm.get("label") or name)[:16]
 
 
 def nice_ticks(low: float, high: float, n: int = 5) -> list[float]:
@@ -93,15 +93,14 @@ def bounds(uplifts: Sequence[Any]) -> tuple[float, float]:
     return (low - air if low < 0 else -air), high + air
 
 
-def mark(kind: str, name: Any, x: float, y: float, r: float = 6) -> str:
-    """A point whose shape tells arms apart without colour."""
-    name = ALIKE.get(name, name)
-    if name == "hpi":
-        points = [(x - r, y - r), (x + r, y - r), (x + r, y + r), (x - r, y + r)]
-        points = [((px - x) * 0.88 + x, (py - y) * 0.88 + y) for px, py in points]
-    elif name == "best_of_4":
+def mark(kind: str, x: float, y: float, r: float = 6) -> str:
+    """A point in the shape of its class."""
+    if kind == SQUARE:
+        s = 0.88 * r
+        points = [(x - s, y - s), (x + s, y - s), (x + s, y + s), (x - s, y + s)]
+    elif kind == DIAMOND:
         points = [(x, y - r * 1.3), (x + r * 1.3, y), (x, y + r * 1.3), (x - r * 1.3, y)]
-    elif name == "pahi_shuffled":
+    elif kind == TRIANGLE:
         points = [(x, y - r * 1.2), (x + r * 1.2, y + r), (x - r * 1.2, y + r)]
     else:
         return f'<circle class="dot {kind}" cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>'
@@ -148,7 +147,7 @@ def compute_plot(arms: Sequence[dict[str, Any]], reward: str, limits: tuple[floa
                     f'<line class="stem {kind}" x1="{x:.1f}" x2="{x:.1f}"'
                     f' y1="{y(u["low"]):.1f}" y2="{y(u["high"]):.1f}"/>'
                 )
-            svg.append(mark(kind, arm.get("arm"), x, y(value)))
+            svg.append(mark(kind, x, y(value)))
             labels.append((y(value), short_name(arm), signed(value), kind, x))
             alternatives.append(f"{arm.get('label') or arm.get('arm')}, {short(calls)} {word}: {signed(value)}")
         tx = start + step * (len(members) - 1) + 22

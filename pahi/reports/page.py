@@ -1,22 +1,22 @@
 """The report: measured numbers in, one HTML page out. Nothing here computes a result; it shows what it is given."""
 
-import base64
-import io
 import json
 import math
-from functools import cache
+import re
+from collections.abc import Callable
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
-from PIL import Image
+from markupsafe import Markup, escape
 
+from pahi.evaluation import summary
 from pahi.reports import charts, text, verdict
+from pahi.reports.pictures import PAGE_BYTES, Album, album
 from pahi.tables import plain
 
 CURVE_ORDER = ("loss", "reward/", "validation/", "kl", "sigma", "noise_norm", "diversity")
-MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif"}
 
 
 def build_report(data: dict[str, Any]) -> str:
@@ -27,9 +27,10 @@ def build_report(data: dict[str, Any]) -> str:
 
     - `dataset`, `generated_by`, `preset_line`, `redraw` (command with `{prompt}`, quoted for a shell,
       `{prompt_id}` and `{seed}` to fill in)
-    - `evaluate`: `prompts`, `seeds`, `train_reward`, `units` (reward -> one within-prompt standard deviation), `flags`,
-      `arms` (uplifts in those units; of a judge, mean and uplift are shares between 0 and 1), `by_kind`
-      (kind -> arm -> reward -> mean uplift, of a judge the share)
+    - `evaluate`: an evaluation's summary (pahi/evaluation/summary.py): `prompts`, `scenes`, `seeds`, `train_reward`,
+      `units` (reward -> one within-prompt standard deviation), `flags`, `feature_model`, `arms` (uplifts in those
+      units; of a judge, mean and uplift are shares between 0 and 1), `by_kind` (kind -> arm -> reward -> mean uplift,
+      of a judge the share)
     - `gallery`: pairs drawn from the same noise: `prompt_id`, `prompt`, `kind`, `source`, `seed`, `uplift`,
       `scores` (reward -> [before, after]), `before`, `after`
     - `metrics`: rows of `phase`, `step`, `name`, `value`; `histograms`: reward -> arm -> raw scores
@@ -45,6 +46,7 @@ def build_report(data: dict[str, Any]) -> str:
     )
     rows, pictures = _gallery(data.get("gallery") or [])
     hero, result = _hero(rows, pictures), verdict.judge(evaluate)
+    flags = sorted(evaluate.get("flags") or [], key=lambda flag: not _grave(flag))
     plots = [(name, roles[name], charts.compute_plot(arms, name, limits)) for name in scaled]
     return _template().render(
         data=data,
@@ -52,6 +54,9 @@ def build_report(data: dict[str, Any]) -> str:
         arms=arms,
         main=verdict.main_arm(arms),
         verdict=result,
+        flags=[(flag, _grave(flag)) for flag in flags],
+        checked="flags" in evaluate and verdict.main_arm(arms) is not None,
+        distribution=_distribution(arms),
         figures=_figures(arms, roles),
         roles=roles,
         scaled=scaled,
@@ -61,6 +66,9 @@ def build_report(data: dict[str, Any]) -> str:
         hero=hero,
         shown=next((p for p in hero if p["label"] == "Median" and result.tone != "good"), hero[0] if hero else None),
         gallery=rows,
+        album=pictures,
+        whole=len([row for row in rows if row["full"] is not None]),
+        megabytes=PAGE_BYTES // 1_000_000,
         kinds=_counts(rows, "kind"),
         origins=_counts(rows, "source"),
         blob=_json(
@@ -71,7 +79,9 @@ def build_report(data: dict[str, Any]) -> str:
                 "lineage": {f"from {s.get('stage')}": s.get("fingerprint") for s in data.get("lineage") or []},
             }
         ),
-        pictures=Markup("\n".join(pictures)),  # data URIs: base64 and fixed prefixes, no markup possible
+        # data URIs: base64 and fixed prefixes, no markup possible
+        thumbnails=Markup("\n".join(pictures.thumbnails)),
+        full=Markup("\n".join(uri for pair in pictures.full.values() for uri in pair)),
         by_kind=_by_kind(evaluate, arms, roles),
         curves=_curves(data.get("metrics") or []),
         phases=list(dict.fromkeys(str(m.get("phase") or "train") for m in data.get("metrics") or [])),
@@ -93,6 +103,7 @@ def _template() -> Any:
     )
     for name in ("number", "signed", "percent", "points", "count", "short", "interval", "plural", "finite"):
         env.filters[name] = getattr(text, name)
+    env.filters["strong"] = _strong
     env.globals.update(
         interval_bar=charts.interval_bar, arm_class=charts.arm_class, phase_class=charts.phase_class, mark=_legend_mark
     )
@@ -111,8 +122,18 @@ def _json(value: Any) -> Markup:
     return Markup(packed.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
+def _strong(sentence: str) -> Markup:
+    """A sentence with its figures set off."""
+    figure = rf"[+{text.MINUS}][\d,.]+\d(?=( within-prompt standard deviations)? \()"  # an interval follows
+    return Markup(re.sub(figure, r"<b>\g<0></b>", str(escape(sentence))))
+
+
+def _grave(flag: Any) -> bool:
+    return str(flag).startswith(summary.HACKING)
+
+
 def _legend_mark(name: str) -> Markup:
-    shape = charts.mark(charts.arm_class(name), name, 8, 8, 5)
+    shape = charts.mark(charts.arm_class(name), 8, 8, 5)
     return Markup(f'<svg class="mark" viewBox="0 0 16 16" aria-hidden="true">{shape}</svg>')
 
 
@@ -152,40 +173,46 @@ def _figures(arms: list[dict[str, Any]], roles: dict[str, str]) -> list[dict[str
                 "tone": verdict.effect(u),
             }
         )
+    known = _span(main.get("diversity_interval"), text.number)
     found.append(
-        {"value": text.number(main.get("diversity")), "label": "diversity", "detail": "standard noise is 1.00"}
+        {
+            "value": text.number(main.get("diversity")),
+            "label": "diversity",
+            "detail": "standard noise is 1" + (f"; 95% CI {known}" if known else ""),
+        }
     )
     before, after = text.finite(standard.get("ms_per_image")), text.finite(main.get("ms_per_image"))
     found.append(
         {
             "value": text.number(after, 1),
             "unit": "ms" if after is not None else "",
-            "label": "an image",
+            "label": "time a picture",
             "detail": f"{text.number(before, 1)} ms with the standard noise" if before is not None else "",
         }
     )
     return found
 
 
-def _gallery(gallery: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows without pictures, best first, and the pictures as data URIs: two a row, in the rows' order."""
+def _gallery(gallery: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], Album]:
+    """Rows without pictures, best first, and the pictures in the rows' order."""
     ordered = sorted(gallery, key=lambda r: -_uplift(r, -math.inf))
-    rows, pictures = [], []
-    for row in ordered:
-        before, after = _picture(row.get("before")), _picture(row.get("after"))
-        pictures += [before[0], after[0]]
-        rows.append(
-            {
-                "id": str(row.get("prompt_id") or ""),
-                "prompt": str(row.get("prompt") or ""),
-                "kind": str(row.get("kind") or ""),
-                "source": str(row.get("source") or ""),
-                "seed": row.get("seed"),
-                "uplift": text.finite(row.get("uplift")),
-                "scores": row.get("scores") or {},
-                "width": max(before[1], after[1]),
-            }
-        )
+    shown = [i for i, r in enumerate(ordered) if text.finite(r.get("uplift")) is not None]
+    pictures = album([(r.get("before"), r.get("after")) for r in ordered], [i for _, i in _spread(shown, ordered)])
+    places = {index: place for place, index in enumerate(pictures.full)}
+    rows = [
+        {
+            "id": str(row.get("prompt_id") or ""),
+            "prompt": str(row.get("prompt") or ""),
+            "kind": str(row.get("kind") or ""),
+            "source": str(row.get("source") or ""),
+            "seed": row.get("seed"),
+            "uplift": text.finite(row.get("uplift")),
+            "scores": row.get("scores") or {},
+            "width": pictures.widths[i],
+            "full": places.get(i),  # its place among the full pictures
+        }
+        for i, row in enumerate(ordered)
+    ]
     return rows, pictures
 
 
@@ -194,36 +221,33 @@ def _uplift(row: dict[str, Any], otherwise: float) -> float:
     return otherwise if found is None else found
 
 
-def _picture(content: Any) -> tuple[str, int]:
-    """A data URI and the width in pixels; ("", 0) for what is no picture."""
-    if not isinstance(content, (bytes, bytearray)):
-        return "", 0
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            mime, width = MIME.get(image.format or ""), image.width
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return "", 0
-    if mime is None:
-        return "", 0
-    return f"data:{mime};base64,{base64.b64encode(content).decode()}", width
-
-
-def _hero(rows: list[dict[str, Any]], pictures: list[str]) -> list[dict[str, Any]]:
-    """Pairs from the whole range of uplift, so that the best one does not speak for all."""
-    shown = [i for i, row in enumerate(rows) if row["uplift"] is not None and pictures[2 * i] and pictures[2 * i + 1]]
+def _spread(shown: list[int], rows: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    """Rows from the whole range of uplift, best first, each with its name; of the rows' indices in `shown`."""
     if not shown:
         return []
     last = len(shown) - 1
     places = [("Largest gain", 0.0), ("Top quarter", 0.25), ("Median", 0.5), ("Bottom quarter", 0.75)]
-    places.append(("Largest loss" if (rows[shown[last]]["uplift"] or 0) < 0 else "Smallest gain", 1.0))
-    found: dict[int, dict[str, Any]] = {}
+    places.append(("Largest loss" if _uplift(rows[shown[last]], 0) < 0 else "Smallest gain", 1.0))
+    found: dict[int, str] = {}
     for label, share in places:
-        index = shown[round(share * last)]
-        before, after = pictures[2 * index], pictures[2 * index + 1]
-        found.setdefault(
-            index, {**rows[index], "index": index, "label": label, "before": Markup(before), "after": Markup(after)}
-        )
-    return list(found.values())
+        found.setdefault(shown[round(share * last)], label)
+    return [(label, index) for index, label in found.items()]
+
+
+def _hero(rows: list[dict[str, Any]], pictures: Album) -> list[dict[str, Any]]:
+    """Pairs from the whole range of uplift, so that the best one does not speak for all."""
+    shown = [i for i, row in enumerate(rows) if row["uplift"] is not None and all(pictures.best(i))]
+    return [
+        {
+            **rows[index],
+            "index": index,
+            "label": label,
+            "before": Markup(pictures.best(index)[0]),
+            "after": Markup(pictures.best(index)[1]),
+            "thumbnail": Markup(pictures.thumbnails[2 * index + 1]),
+        }
+        for label, index in _spread(shown, rows)
+    ]
 
 
 def _counts(rows: list[dict[str, Any]], key: str) -> list[tuple[str, int]]:
@@ -233,6 +257,47 @@ def _counts(rows: list[dict[str, Any]], key: str) -> list[tuple[str, int]]:
         if row[key]:
             counts[row[key]] = counts.get(row[key], 0) + 1
     return sorted(counts.items())
+
+
+# What an arm's pictures and noise are like as a whole: title, what it is, key, digits; an interval lies beside it.
+DISTRIBUTION = (
+    ("Diversity", "pixels, standard = 1", "diversity", 2),
+    ("Diversity", "features, standard = 1", "feature_diversity", 2),
+    ("CMMD", "from the standard arm's", "cmmd", 3),
+    ("CMMD", "from the given pictures", "cmmd_reference", 3),
+    ("KL / d", "noise from the prior", "kl", 3),
+    ("Norm / \u221ad", "of the noise", "noise_norm", 3),
+    ("Correlation", "of neighbours in the noise", "noise_correlation", 3),
+)
+
+
+def _distribution(arms: list[dict[str, Any]]) -> dict[str, Any]:
+    """A table, its columns those of DISTRIBUTION that were measured, and other evaluators' figures after them."""
+    known = [c for c in DISTRIBUTION if any(_figure(arm.get(c[2])) is not None for arm in arms)]
+    others = dict.fromkeys(name for arm in arms for name in arm.get("benchmarks") or {})
+    rows = []
+    for arm in arms:
+        cells = []
+        for _, _, key, digits in known:
+            value, span = _figure(arm.get(key)), arm.get(f"{key}_interval") or arm.get(key)
+            cells.append((text.number(value, digits), _span(span, partial(text.number, digits=digits))))
+        for name in others:
+            found = (arm.get("benchmarks") or {}).get(name) or {}
+            up = text.interval(found.get("uplift"))
+            change = f"{text.signed(up['value'])} {_span(up, text.signed)}".strip() if up else ""
+            cells.append((text.number(found.get("value"), 3), change))
+        rows.append((arm, cells))
+    titles = [(title, what) for title, what, _, _ in known] + [(name, "its own evaluator's") for name in others]
+    return {"titles": titles, "rows": rows} if titles else {}
+
+
+def _figure(value: Any) -> float | None:
+    return text.finite(value.get("value") if isinstance(value, dict) else value)
+
+
+def _span(value: Any, say: Callable[[Any], str]) -> str:
+    u = text.interval(value)
+    return "" if u is None or u["low"] is None or u["high"] is None else f"{say(u['low'])} to {say(u['high'])}"
 
 
 def _by_kind(evaluate: dict[str, Any], arms: list[dict[str, Any]], roles: dict[str, str]) -> list[dict[str, Any]]:

@@ -38,7 +38,13 @@
 
   if (!$("gallery-data")) return;
   const { rows, units, redraw, lineage } = JSON.parse($("gallery-data").textContent);
-  const pictures = $("gallery-pictures").textContent.split("\n");
+  const thumbnails = $("gallery-pictures").textContent.split("\n");
+  let full = null; // megabytes: taken apart when the first picture is opened
+  const whole = (index, at) => {
+    if (rows[index].full === null) return thumbnails[2 * index + at];
+    full ??= $("gallery-full").textContent.split("\n");
+    return full[2 * rows[index].full + at];
+  };
   const haystack = rows.map((row) => (row.prompt + " " + row.kind + " " + row.id).toLowerCase());
 
   // ---- hero
@@ -48,7 +54,7 @@
       const index = Number(button.dataset.index), row = rows[index];
       for (const other of hero) other.setAttribute("aria-pressed", String(other === button));
       for (const [id, at, name] of [["hero-before", 0, "Standard"], ["hero-after", 1, "Learned"]]) {
-        $(id).src = pictures[2 * index + at];
+        $(id).src = whole(index, at);
         $(id).alt = `${name} noise: ${row.prompt}`;
         $(id).classList.toggle("pixelated", row.width <= 128);
       }
@@ -59,8 +65,8 @@
   }
 
   // ---- one pair of pictures
-  const shot = (index, at) => {
-    const row = rows[index], source = pictures[2 * index + at];
+  const shot = (index, at, large = false) => {
+    const row = rows[index], source = large ? whole(index, at) : thumbnails[2 * index + at];
     const name = at ? "after" : "before";
     const frame = element("div", { class: "shot " + name });
     if (source) {
@@ -76,7 +82,7 @@
     return frame;
   };
   const duo = (index) => element("div", { class: "duo" }, shot(index, 0), shot(index, 1));
-  const compare = (index) => {
+  const compare = (index, large = false) => {
     const box = element("div", { class: "compare" });
     const range = element("input", { type: "range", min: 0, max: 100, value: 50, step: 1 });
     range.setAttribute("aria-label", "Before and after: " + rows[index].prompt);
@@ -85,7 +91,7 @@
       range.setAttribute("aria-valuetext", `${range.value}% before, ${100 - range.value}% after`);
     };
     range.addEventListener("input", move);
-    box.append(shot(index, 0), shot(index, 1), element("span", { class: "edge" }), range);
+    box.append(shot(index, 0, large), shot(index, 1, large), element("span", { class: "edge" }), range);
     move();
     return box;
   };
@@ -167,7 +173,8 @@
   const showRow = () => {
     const index = found[place], row = rows[index];
     $("row-place").textContent = `${place + 1} of ${found.length}`;
-    $("row-pictures").replaceChildren(compare(index));
+    $("row-pictures").replaceChildren(compare(index, true));
+    $("row-thumbnail").hidden = row.full !== null || row.width <= 128;
     $("row-title").textContent = row.prompt || "(no prompt)";
     $("row-uplift").textContent = finite(row.uplift) ? `Uplift ${signed(row.uplift)} SD` : "Uplift n/a";
     $("row-uplift").className = "delta " + direction(row.uplift);

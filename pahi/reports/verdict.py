@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pahi.evaluation import summary
+from pahi.predictors.base import kinds
 from pahi.reports.text import finite, interval, number, percent, plural, points, signed
 
 
@@ -36,14 +37,14 @@ def effect(uplift: Any) -> str:
 
 
 def measured(uplift: Any, unit: str = "") -> str:
-    """As in: +0.49 (95% CI +0.37 to +0.61, above zero)."""
+    """As in: +0.49 (95% CI +0.37 to +0.61)."""
     u = interval(uplift)
     if u is None:
         return "n/a"
     if u["low"] is None or u["high"] is None:
         return f"{signed(u['value'])}{unit} (no interval)"
-    side = {"up": "above zero", "down": "below zero", "unclear": "which includes zero"}[effect(u)]
-    return f"{signed(u['value'])}{unit} (95% CI {signed(u['low'])} to {signed(u['high'])}, {side})"
+    side = {"up": "", "down": ", below zero", "unclear": ", which includes zero"}[effect(u)]
+    return f"{signed(u['value'])}{unit} (95% CI {signed(u['low'])} to {signed(u['high'])}{side})"
 
 
 def judge(evaluate: dict[str, Any]) -> Verdict:
@@ -79,17 +80,20 @@ def judge(evaluate: dict[str, Any]) -> Verdict:
         tone, headline = "good", "Same model, better pictures."
 
     parts = [
-        f"{measured(v['uplift'], ' within-prompt standard deviations' if i == 0 else '')} on {k}, {_which(v)}"
+        f"{measured(v['uplift'], ' within-prompt standard deviations' if i == 0 else '')} on {k}{_which(v)}"
         for i, (k, v) in enumerate(
             (k, v) for k, v in (train | held_out).items() if effect(v.get("uplift")) != "missing"
         )
     ]
-    where = f"On {plural(evaluate.get('prompts'), 'held-out prompt')} ({plural(evaluate.get('seeds'), 'seed')} each)"
-    if parts:
-        summary = f"{where}, compared with the same noise unchanged, {name} scores {_list(parts)}."
-    else:
-        summary = f"{where}, no uplift of {name} was recorded."
-    return Verdict(tone, headline, summary, [j["sentence"] for j in judges] + _notes(arms, arm, name, train))
+    short = kinds()[arm["arm"]].name if arm["arm"] in kinds() else name
+    where = f"On {plural(evaluate.get('prompts'), 'prompt')} that training never saw, against the same noise unchanged"
+    found = f"scores {_list(parts)}" if parts else "has no uplift that was recorded"
+    summary = f"{where}, {short} {found}."
+    notes = [j["sentence"] for j in judges] + _notes(arms, arm, short, train)
+    if len(held_out) and held_effects:
+        chose = "it" if len(held_out) == 1 else "they"
+        notes.append(f"{_list(list(held_out))} gave no gradient; {chose} only chose the checkpoint, on other prompts.")
+    return Verdict(tone, headline, summary, notes)
 
 
 def _judges(arms: list[dict[str, Any]], arm: dict[str, Any]) -> list[dict[str, str]]:
@@ -118,9 +122,10 @@ def _notes(arms: list[dict[str, Any]], arm: dict[str, Any], name: str, train: di
     reward = next(iter(train), "")
     mine = interval((train.get(reward) or {}).get("uplift"))
     if mine is not None:
-        best = interval((_rewards(arms, "best_of_4").get(reward) or {}).get("uplift"))
-        if best is not None:
-            notes.append(f"Best of 4 by {reward} itself: {signed(best['value'])}, for four times the calls.")
+        for n in summary.best_of(str(a.get("arm")) for a in arms):
+            best = interval((_rewards(arms, f"{summary.BEST_OF}{n}").get(reward) or {}).get("uplift"))
+            if best is not None:
+                notes.append(f"Best of {n} by {reward} itself: {signed(best['value'])}, for {n} times the calls.")
         beside = f"{arm.get('arm')}{summary.SHUFFLED}"
         shuffled = interval((_rewards(arms, beside).get(reward) or {}).get("uplift"))
         if shuffled is not None:
@@ -140,12 +145,8 @@ def _rewards(arms: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def _which(reward: dict[str, Any]) -> str:
-    if reward.get("role") == "train":
-        return "the reward it was trained on"
-    # The trainer keeps the checkpoint it likes best on validation prompts: a use, though no gradient.
-    if reward.get("role") == "held_out":
-        return "which gave no gradient and only chose the checkpoint, on validation prompts"
-    return "which training never used"
+    # The trainer keeps the checkpoint that held-out rewards like best: a use, though no gradient; a note says so.
+    return {"train": ", which trained it", "held_out": ", held out"}.get(str(reward.get("role")), "")
 
 
 def _list(parts: list[str]) -> str:

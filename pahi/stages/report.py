@@ -43,7 +43,7 @@ def write(ctx: Context) -> str:
 
 def collect(ctx: Context, partitions: ingest.Chain, evaluated: Output) -> dict[str, Any]:
     """Everything the page shows."""
-    summary = dict(evaluated.require().summary)
+    summary = evaluate.summary_of(evaluated)
     timings = evaluated.read_run().get("ms_per_image", {})
     summary["arms"] = [{**arm, "ms_per_image": timings.get(arm["arm"])} for arm in summary["arms"]]
     found = train.newest(ctx, partitions)

@@ -201,7 +201,7 @@ def train(
                 if watch is not None:
                     watch(done_before + state["step"], row)
                 note = ", ".join(f"{name} {row[name]:+.2f}" for name in row if name.startswith("reward/"))
-                progress(done_before + state["step"], total, note.replace("reward/", ""))
+                progress(done_before + state["step"], total, f"uplift {note.replace('reward/', '')}")
             if last:
                 if phase == "hpi":
                     hpi = {name: p.clone() for name, p in average.items()}

@@ -1,9 +1,12 @@
 """Which arms an evaluation has, and which one it is about."""
 
+from typing import get_args
+
 import pytest
 
 from pahi.evaluation.summary import arm_labels, calls, flags, main_arm
-from pahi.settings import load_settings
+from pahi.predictors.base import kinds
+from pahi.settings import Train, load_settings
 
 
 @pytest.mark.parametrize(
@@ -27,6 +30,12 @@ def test_the_arms_of_a_predictor(predictor: str, arms: list[str]) -> None:
     assert names == ["standard", *arms, "best_of_4", "optimised_10"]
     assert main_arm(name for name in names) == predictor
     assert [calls(name) for name in names] == [1] * (1 + len(arms)) + [4, 10]
+
+
+def test_whatever_can_be_trained_has_a_name_of_its_own() -> None:
+    trainable = get_args(Train.model_fields["predictor"].annotation)
+    known = {name: kinds()[name] for name in ("standard", *trainable)}
+    assert len({kind.name for kind in known.values()}) == len({kind.arm for kind in known.values()}) == len(known)
 
 
 def test_nothing_learned_is_no_arm() -> None:

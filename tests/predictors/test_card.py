@@ -12,6 +12,7 @@ from hub_server import hub
 from huggingface_hub import ModelCard, ModelCardData
 
 from pahi import NoisePredictor, models
+from pahi.predictors.base import kinds
 from pahi.predictors.card import Facts, card
 
 TINY = "pkg:pahi.tiny/weights/generator"
@@ -34,7 +35,7 @@ def predictor(kind: str = "pahi", generator: str = "stabilityai/sd-turbo") -> No
     return p
 
 
-@pytest.mark.parametrize("kind", ["scale", "hpi", "pahi", "residual", "refined"])
+@pytest.mark.parametrize("kind", kinds())
 @pytest.mark.parametrize("facts", [None, FACTS])
 def test_its_header_is_one_that_the_hub_reads(kind: str, facts: Facts | None) -> None:
     p = NoisePredictor.create(kind, (4, 16, 16), 64, 16, "stabilityai/sd-turbo", "cc33")
@@ -43,6 +44,7 @@ def test_its_header_is_one_that_the_hub_reads(kind: str, facts: Facts | None) ->
     assert got.data.base_model == "stabilityai/sd-turbo" and got.data.library_name == "pahi"
     assert got.data.license == ("other" if facts else None)
     assert "1,234 parameters" in got.text and "4x16x16" in got.text and "`cc33`" in got.text
+    assert f"# {kinds()[kind].name} noise for" in got.text and kinds()[kind].what in got.text
     assert "None" not in got.text and "  \n" not in got.text
 
 

@@ -5,6 +5,9 @@ import math
 import random
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from pahi.tiny.scenes import all_specs, corrupt, render, wording
 
 
@@ -35,13 +38,26 @@ def _arm(
     }
     return {
         "arm": name, "label": label, "calls": calls, "rewards": rewards,
-        "diversity": 1.0, "noise_norm": 1.0, "kl": 0.0, "ms_per_image": 6.1, **more,
+        "diversity": 1.0, "feature_diversity": 1.0, "noise_norm": 1.0, "noise_correlation": 0.001, "kl": 0.0,
+        "diversity_interval": None if alpha is None else _interval(more.get("diversity", 1.0), 0.03),
+        "cmmd": None if alpha is None else _interval(alpha / 2, 0.05), "ms_per_image": 6.1, **more,
     }  # fmt: skip
 
 
 def png(image: Any) -> bytes:
     out = io.BytesIO()
     image.save(out, "PNG")
+    return out.getvalue()
+
+
+def photograph(edge: int, seed: int, kind: str = "PNG") -> bytes:
+    """Colours that flow into each other, with grain: about as many bytes as a photograph has."""
+    rng = np.random.default_rng(seed)
+    patches = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    smooth = np.asarray(patches.resize((edge, edge), Image.Resampling.BICUBIC))
+    picture = Image.fromarray(np.clip(smooth + rng.normal(0, 6, (edge, edge, 1)), 0, 255).astype(np.uint8))
+    out = io.BytesIO()
+    picture.save(out, kind)
     return out.getvalue()
 
 
@@ -120,6 +136,8 @@ def run(n: int = 60) -> dict[str, Any]:
         "preset_line": "pahi.tiny one-step generator, 64x64",
         "evaluate": {
             "prompts": 140,
+            "scenes": 70,
+            "feature_model": "pick_beta",
             "seeds": 4,
             "train_reward": "pick_alpha",
             "units": {"pick_alpha": 0.8, "pick_beta": 0.7},

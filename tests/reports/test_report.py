@@ -1,13 +1,17 @@
+import base64
+import io
 import json
 import re
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
-from made_up_run import png, run
+from made_up_run import photograph, png, run
 from PIL import Image
 
 from pahi.reports import build_report, charts
+from pahi.reports.pictures import album
 from pahi.reports.text import number, percent, plural, signed
 from pahi.reports.verdict import effect, judge
 
@@ -45,7 +49,7 @@ def test_markup_in_any_text_stays_text() -> None:
     data["versions"] = {EVIL: EVIL}
     html = build_report(data)
     assert "<script>alert" not in html and "<img src=x" not in html and "<!-- " not in html
-    assert len(re.findall(r"<script", html)) == len(re.findall(r"</script>", html)) == 3
+    assert len(re.findall(r"<script", html)) == len(re.findall(r"</script>", html)) == 4
     assert not re.search(r'href="(?!#|data:,)', html)
     assert EVIL in {row["prompt"] for row in blob(html)["rows"]}
 
@@ -127,6 +131,8 @@ def test_headline_says_what_the_intervals_say(alpha: Any, beta: Any, tone: str, 
 
 def test_negative_result_is_said_plainly() -> None:
     html = build_report(with_uplifts((-0.31, -0.5, -0.12), (-0.2, -0.3, -0.1)))
+    assert "<b>\N{MINUS SIGN}0.31</b> within" in html and "<b>\N{MINUS SIGN}0.20</b> (95% CI" in html
+    html = re.sub(r"</?b>", "", html)
     assert "PAHI made the pictures worse." in html
     assert "\N{MINUS SIGN}0.31 within-prompt standard deviations (95% CI \N{MINUS SIGN}0.50" in html
     assert "below zero" in html
@@ -161,6 +167,100 @@ def test_gallery_is_best_first_and_pictures_keep_their_rows() -> None:
     assert [r["uplift"] for r in rows] == sorted((r["uplift"] for r in rows), reverse=True)
     found = re.search(r'id="gallery-pictures">(.*?)</script>', html, re.S)
     assert found and len(found[1].split("\n")) == 2 * len(rows)
+
+
+def seen(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+def test_small_pictures_stay_as_they_are() -> None:
+    pairs = [(r["before"], r["after"]) for r in run(3)["gallery"]]
+    made = album(pairs)
+    assert made.full == {} and made.edge is None
+    assert [seen(uri).tobytes() for uri in made.thumbnails] == [
+        Image.open(io.BytesIO(p)).tobytes() for pair in pairs for p in pair
+    ]
+
+
+def test_large_pictures_are_thumbnails_first_and_open_in_full() -> None:
+    pairs = [(photograph(512, i), photograph(512, i + 100)) for i in range(3)]
+    made = album(pairs)
+    assert made.edge == 256 and [seen(uri).size for uri in made.thumbnails] == [(256, 256)] * 6
+    assert sorted(made.full) == [0, 1, 2] and made.widths == [512] * 3
+    for i, pair in enumerate(pairs):
+        for uri, original in zip(made.best(i), pair, strict=True):
+            full, given = (
+                np.asarray(p.convert("RGB"), dtype=float) for p in (seen(uri), Image.open(io.BytesIO(original)))
+            )
+            assert full.shape == (512, 512, 3) and abs(full - given).mean() < 8
+            assert len(uri) < 4 * len(original) / 3 + 100
+
+
+@pytest.mark.parametrize("room", [40_000, 120_000, 900_000])
+def test_pictures_keep_within_the_bytes_of_a_page(room: int) -> None:
+    pairs = [(photograph(256, i), photograph(256, i + 50)) for i in range(6)]
+    made = album(pairs, first=[2], page_bytes=room)
+    spent = sum(map(len, made.thumbnails)) + sum(len(uri) for pair in made.full.values() for uri in pair)
+    assert spent <= room and all(made.thumbnails)
+    assert list(made.full) == [2, 0, 5, 1, 4, 3][: len(made.full)]  # those asked for, then both ends
+    assert (len(made.full) < 6) == (room < 900_000)
+
+
+def test_what_has_no_room_is_left_out_from_the_middle() -> None:
+    made = album([(photograph(256, i), None) for i in range(9)], page_bytes=6_000)
+    here = [i for i in range(9) if made.thumbnails[2 * i]]
+    assert 0 < len(here) < 9 and here[0] == 0 and 4 not in here and made.full == {}
+
+
+def test_a_torn_picture_is_none() -> None:
+    whole = photograph(256, 0)
+    made = album([(whole[: len(whole) // 2], b"no picture"), (whole, whole)])
+    assert made.thumbnails[:2] == ["", ""] and made.thumbnails[2]
+
+
+def test_the_page_says_what_is_shown_small() -> None:
+    data = run(2)
+    for row in data["gallery"]:
+        row.update(before=photograph(300, 1), after=photograph(300, 2))
+    html = build_report(data)
+    assert "thumbnails of 256 pixels; all of 2 pairs open at full size" in html and "at most 32 MB" in html
+    assert [row["full"] for row in blob(html)["rows"]] == [0, 1]
+    assert "thumbnails" not in re.sub(r"<(script|style).*?</\1>", "", build_report(run(2)), flags=re.S)
+
+
+def test_reward_hacking_is_said_first_and_silence_is_said_too() -> None:
+    data = run(2)
+    data["evaluate"]["flags"] = [
+        "PAHI's noise is long",
+        "reward hacking: the training reward rose and a held-out one fell",
+    ]
+    html = build_report(data)
+    assert html.index("Reward hacking: the training") < html.index("noise is long") < html.index('id="arms"')
+    data["evaluate"]["flags"] = []
+    assert "No warning: the evaluation looked for reward hacking" in build_report(data)
+    assert "No warning" not in build_report({"evaluate": {"flags": []}})
+
+
+def test_what_became_of_pictures_and_noise_is_shown() -> None:
+    data = run(2)
+    pahi = next(a for a in data["evaluate"]["arms"] if a["arm"] == "pahi")
+    pahi.update(noise_correlation=0.1234, cmmd_reference={"value": 0.777, "low": 0.7, "high": 0.85})
+    pahi["benchmarks"] = {"geneval": {"value": 0.512, "uplift": {"value": 0.03, "low": 0.01, "high": 0.05}}}
+    html = build_report(data)
+    table = re.search(r'<table class="distribution">.*?</table>', html, re.S)
+    assert table
+    for figure in (
+        "0.355",
+        "0.305 to 0.405",
+        "0.85 to 0.91",
+        "0.123",
+        "0.777",
+        "geneval",
+        "0.512",
+        "+0.03 +0.01 to +0.05",
+    ):
+        assert figure in table[0]
+    assert "bootstrap over 70 scenes" in html and "pick_beta" in html
 
 
 def test_only_small_pictures_are_pixelated() -> None:

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_run import run
+from made_up_run import photograph, png, run
+from PIL import Image
 
 from pahi.reports import build_report
+from pahi.reports.pictures import PAGE_BYTES
 
 CHROMIUM = os.environ.get("PAHI_CHROMIUM", "/usr/bin/chromium")
 ARGUMENTS = [
@@ -186,6 +188,27 @@ def test_pictures_load_and_small_ones_are_crisp(page: Any) -> None:
     assert picture.evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
 
 
+def test_the_full_picture_comes_on_click(browser: Any, tmp_path: Path) -> None:
+    data = run(30)
+    for row in data["gallery"]:
+        row.update(
+            before=png(Image.new("RGB", (512, 512), (200, 30, 30))),
+            after=png(Image.new("RGB", (512, 512), (30, 30, 200))),
+        )
+    path = tmp_path / "report.html"
+    path.write_text(build_report(data), encoding="utf-8")
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    widths = "[...document.querySelectorAll('%s img')].map(e => e.naturalWidth)"
+    page.locator(".card img").first.scroll_into_view_if_needed()
+    page.wait_for_function(f"() => {widths % '.card:first-child'}.join() === '256,256'")
+    page.locator(".card .open").first.click()
+    page.wait_for_function(f"() => {widths % '#row-pictures'}.join() === '512,512'")
+    assert not page.locator("#row-thumbnail").is_visible()
+    assert page.evaluate(widths % "#hero .duo") == [512, 512]
+    page.close()
+
+
 def test_dark_by_system_and_by_button(page: Any) -> None:
     background = "getComputedStyle(document.body).backgroundColor"
     light = page.evaluate(background)
@@ -236,11 +259,15 @@ def test_page_without_pictures(browser: Any, tmp_path: Path) -> None:
 
 def test_five_thousand_pairs_are_quick(browser: Any, tmp_path: Path) -> None:
     data = run(100)
+    for i, row in enumerate(data["gallery"]):
+        row.update(before=photograph(96, i % 20, "JPEG"), after=photograph(96, 20 + i % 20, "JPEG"))
     data["gallery"] = [
         {**row, "prompt_id": f"{i}-{row['prompt_id']}", "seed": i} for i in range(50) for row in data["gallery"]
     ]
     path = tmp_path / "report.html"
-    path.write_text(build_report(data), encoding="utf-8")
+    html = build_report(data)
+    assert 0.8 * PAGE_BYTES < len(html) < 1.2 * PAGE_BYTES  # as large as a page becomes
+    path.write_text(html, encoding="utf-8")
     page = browser.new_page()
     # In the page's own processor time, which other programs on the machine do not change.
     meter = page.context.new_cdp_session(page)
