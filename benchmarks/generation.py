@@ -17,7 +17,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from diffusers import StableDiffusionPipeline
+from parts.timing import in_turns, ratio
 from PIL import Image
 
 from pahi import models
@@ -53,24 +54,6 @@ LINEAGE = {
     "dtype": "float32",
 }
 CORES = len(os.sched_getaffinity(0))
-Work = Callable[[], Any]
-
-
-def in_turns(rounds: int, **works: Work) -> dict[str, list[float]]:
-    """Seconds of each work, by round; a first round warms all of them up."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for number in range(rounds + 1):
-        for name, work in works.items():
-            started = time.perf_counter()
-            work()
-            if number:
-                times[name].append(time.perf_counter() - started)
-    return times
-
-
-def ratio(over: list[float], under: list[float], digits: int = 2) -> str:
-    ratios = [a / b for a, b in zip(over, under, strict=True)]
-    return f"{statistics.median(ratios):.{digits}f} ({min(ratios):.{digits}f} to {max(ratios):.{digits}f})"
 
 
 def row(name: str, what: str, result: str) -> None:

@@ -2,6 +2,7 @@
 
     python benchmarks/ingestion.py                         10^4, 10^5 and 10^6 prompts, each in a process of its own
     python benchmarks/ingestion.py --rows 10000            one size
+    python benchmarks/ingestion.py --plot docs/ingestion.svg  and draws seconds and memory against rows
     python benchmarks/ingestion.py --real ../shared/prompts   what is kept of real files, and why
 
 The prompts are made from real ones (--prompts): fragments of two to five words from different prompts make a new one
@@ -10,16 +11,18 @@ entities, full-width letters), 20% are an earlier one with one edit (a letter, a
 words swapped, capitals and punctuation), 5% share half their fragments with an earlier one, which must not count as
 near, and 2% are empty, too long or not UTF-8.
 
-Where datatrove is installed (`pip install datatrove`; nothing else needs it), its MinHash runs over the same rows.
+Side by side with datatrove's MinHash over the same rows, in the same run (nothing else needs datatrove, so it gets an
+environment of its own):
+
+    python -m venv /tmp/datatrove && /tmp/datatrove/bin/pip install "datatrove[io]"
+    python benchmarks/ingestion.py --datatrove /tmp/datatrove/bin/python
 """
 
 import argparse
 import csv
 import html
-import importlib.util
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +31,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from parts.loglog import panels
+from parts.timing import peak_gb
 
 from pahi.prompts import read_source
 from pahi.settings import Source, load_settings
@@ -134,7 +139,7 @@ def measure(path: Path, near: bool) -> dict[str, float]:
     from pahi.stages import ingest
     from pahi.stages.common import Context
 
-    imported = peak()
+    imported = peak_gb()
     with tempfile.TemporaryDirectory() as root:
         values = [
             f"ingest.sources={json.dumps([{'path': str(path)}])}",
@@ -145,80 +150,21 @@ def measure(path: Path, near: bool) -> dict[str, float]:
         started, cpu = time.perf_counter(), time.process_time()
         output, _ = ingest.run(ctx)
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-        memory = peak()
+        memory = peak_gb()
         found = {"seconds": seconds, "cpu": cpu, "memory": memory, "imports": imported}
         found["kept"] = output.require().summary["prompts"]
         return found | (quality(output, path) if near else {})
 
 
-def datatrove(path: Path) -> dict[str, float]:
-    """The same near-duplicates by datatrove's four steps of MinHash, in two processes.
-
-    Words are divided at spaces, which takes less time than the tokenizers that it brings.
-    """
-    from datatrove.executor import LocalPipelineExecutor
-    from datatrove.pipeline.dedup import (
-        MinhashDedupBuckets,
-        MinhashDedupCluster,
-        MinhashDedupFilter,
-        MinhashDedupSignature,
-    )
-    from datatrove.pipeline.dedup.minhash import MinhashConfig
-    from datatrove.pipeline.readers import JsonlReader
-    from datatrove.pipeline.writers import JsonlWriter
-    from datatrove.utils.hashing import HashConfig
-    from datatrove.utils.word_tokenizers import WordTokenizer
-
-    class Spaces(WordTokenizer):
-        def word_tokenize(self, text: str) -> list[str]:
-            return text.split()
-
-        def sent_tokenize(self, text: str) -> list[str]:
-            return [text]
-
-        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-            return [(0, len(text))]
-
-    with tempfile.TemporaryDirectory() as root:
-        texts = [row.text for row in read_source(Source(path=str(path))) if not row.error]  # type: ignore[call-arg]
-        folder = Path(root, "in")
-        folder.mkdir()
+def datatrove(python: str, path: Path) -> dict[str, float]:
+    """The same near-duplicates by datatrove, which does nothing else: neither cleaning nor exact duplicates."""
+    texts = [row.text for row in read_source(Source(path=str(path))) if not row.error]  # type: ignore[call-arg]
+    with tempfile.TemporaryDirectory() as folder:
         for part in range(2):
             lines = (json.dumps({"text": text, "id": str(i)}) for i, text in enumerate(texts) if i % 2 == part)
-            (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
-        config = MinhashConfig(
-            # Its xxhash needs an older package than `datasets` brings.
-            n_grams=3,
-            num_buckets=25,
-            hashes_per_bucket=5,
-            hash_config=HashConfig(hash_fc="sha1"),
-        )
-        buckets, remove, done = f"{root}/buckets", f"{root}/remove", Path(root, "out")
-        steps = [
-            [JsonlReader(str(folder)), MinhashDedupSignature(f"{root}/signatures", config, language=Spaces())],
-            [MinhashDedupBuckets(f"{root}/signatures", buckets, config=config)],
-            [MinhashDedupCluster(buckets, remove, config=config)],
-            [JsonlReader(str(folder)), MinhashDedupFilter(remove), JsonlWriter(str(done), compression=None)],
-        ]
-        started = time.perf_counter()
-        for number, (step, tasks) in enumerate(zip(steps, (2, 25, 1, 2), strict=True)):
-            LocalPipelineExecutor(
-                step, tasks=tasks, workers=2, start_method="fork", logging_dir=f"{root}/logs/{number}"
-            ).run()
-        seconds = time.perf_counter() - started
-        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return {
-            "seconds": seconds,
-            "cpu": sum(one.ru_utime + one.ru_stime for one in used),
-            "memory": max(one.ru_maxrss for one in used) / 2**20,
-            "imports": 0.0,
-            "kept": sum(len(file.read_text().splitlines()) for file in done.glob("*.jsonl")),
-        }
-
-
-def peak() -> float:
-    """GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            Path(folder, f"{part}.jsonl").write_text("\n".join(lines) + "\n")
+        del texts
+        return _child([python, str(Path(__file__).parent / "parts/datatrove_minhash.py"), folder])
 
 
 def quality(output, path: Path) -> dict[str, float]:  # type: ignore[no-untyped-def]
@@ -235,28 +181,36 @@ def quality(output, path: Path) -> dict[str, float]:  # type: ignore[no-untyped-
     hits = sum(cluster[r] == cluster[int(truth[r - 1, 1]) + 1] for r in planted)
     joined = [(r, c) for r, c in cluster.items() if r != c]
     right = sum(truth[r - 1, 1] == truth[c - 1, 1] for r, c in joined)
-    return {"recall": hits / max(1, len(planted)), "precision": right / max(1, len(joined)), "planted": len(planted)}
+    return {
+        "recall": hits / max(1, len(planted)),
+        "precision": right / max(1, len(joined)),
+        "planted": len(planted),
+    }
 
 
 def child(path: Path, what: str) -> dict[str, float]:
     """A measurement in a process of its own, whose peak memory is its own."""
-    command = [sys.executable, __file__, "--measure", str(path), "--what", what]
+    return _child([sys.executable, __file__, "--measure", str(path), "--what", what])
+
+
+def _child(command: list[str]) -> dict[str, float]:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(sizes: list[int], folder: Path) -> None:
+def table(sizes: list[int], folder: Path, python: str | None, plot: Path | None) -> None:
     pieces = fragments(folder)
-    other = importlib.util.find_spec("datatrove") is not None
+    found: dict[str, list[dict[str, float]]] = {}
     print("| rows | what | kept | seconds | CPU seconds | peak GB | of that, imports | recall | precision |")
     print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         for count in sizes:
             path = write(Path(temporary), count, pieces)
-            for what in (*BOUNDS, *([DATATROVE] if other else [])):
-                got = child(path, what)
+            for what in (*BOUNDS, *([DATATROVE] if python else [])):
+                got = datatrove(python, path) if python and what == DATATROVE else child(path, what)
+                found.setdefault(what, []).append(got | {"rows": count})
                 share = [f"{got[name]:.4f}" if name in got else "" for name in ("recall", "precision")]
                 print(
                     f"| {count:,} | {what} | {got['kept']:,} | {got['seconds']:.1f} | {got['cpu']:.1f} | "
@@ -268,6 +222,17 @@ def table(sizes: list[int], folder: Path) -> None:
                     met = got["seconds"] <= seconds and got["memory"] <= memory
                     met = met and got.get("recall", 1) >= 0.95 and got.get("precision", 1) >= 0.99
                     print(f"bound for {what}: {seconds} s, {memory} GB: {'met' if met else 'NOT met'}", file=sys.stderr)
+    for ours, theirs in zip(found["with near-duplicates"], found.get(DATATROVE, []), strict=False):
+        print(
+            f"\n{ours['rows']:,} rows: ours takes {theirs['seconds'] / ours['seconds']:.1f} times less time than "
+            f"{DATATROVE}, cleaning and filters included."
+        )
+    if plot:
+        charts = [
+            (title, {what: [(got["rows"], got[name]) for got in runs] for what, runs in found.items()})
+            for title, name in (("seconds", "seconds"), ("peak memory, GB", "memory"))
+        ]
+        plot.write_text(panels(charts, "rows"))
 
 
 # --------------------------------------------------------------------------------------------------------- real files
@@ -309,21 +274,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*", default=list(SIZES), help="sizes")
     parser.add_argument("--prompts", type=Path, default=Path("../shared/prompts"), help="folder of the real prompts")
     parser.add_argument("--real", type=Path, help="only the table of what is kept of the real prompts there")
+    parser.add_argument("--datatrove", metavar="PYTHON", help="a Python that has datatrove, to be compared with")
+    parser.add_argument("--plot", type=Path, metavar="SVG", help="draw seconds and memory against rows there")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--what", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        if options.what == DATATROVE:
-            got = datatrove(options.measure)
-        else:
-            got = measure(options.measure, options.what != "ingestion")
-        print(json.dumps(got))
+        print(json.dumps(measure(options.measure, options.what != "ingestion")))
     elif options.real:
         real(options.real)
     elif not options.prompts.is_dir():
         print(f"ingestion: no real prompts in {options.prompts}; name their folder with --prompts")
     else:
-        table(options.rows, options.prompts)
+        table(options.rows, options.prompts, options.datatrove, options.plot)
 
 
 if __name__ == "__main__":

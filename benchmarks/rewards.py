@@ -13,10 +13,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from parts.timing import in_turns, ratio
 from PIL import Image
 from transformers import BlipTextConfig, BlipVisionConfig, CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
@@ -79,20 +81,15 @@ def image_reward(model: ImageRewardModel, images: torch.Tensor, ids: torch.Tenso
 
 
 def row(what: str, work: Work, count: int, device: torch.device) -> None:
-    times: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(ROUNDS + 1):  # the first round warms all up
-        for name, call in work.items():
-            started = time.perf_counter()
-            with torch.no_grad():
-                call()
-            _finish(device)
-            times[name].append(time.perf_counter() - started)
-    cells = []
-    for name in list(work)[1:]:
-        ratios = [b / a for a, b in zip(times["ours"][1:], times[name][1:], strict=True)]
-        cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+    def finished(call: Callable[[], Any]) -> None:
+        with torch.no_grad():
+            call()
+        _finish(device)
+
+    times = in_turns(ROUNDS, **{name: partial(finished, call) for name, call in work.items()})
+    cells = [ratio(times[name], times["ours"]) for name in list(work)[1:]]
     cells += ["-"] * (2 - len(cells))
-    ours = 1000 * statistics.median(times["ours"][1:]) / count
+    ours = 1000 * statistics.median(times["ours"]) / count
     print(f"| {what} | {device.type}, {torch.get_num_threads()} threads | {count} | {ours:.1f} | {' | '.join(cells)} |")
 
 

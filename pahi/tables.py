@@ -65,9 +65,11 @@ def markdown(rows: list[Row]) -> str:
     if not rows:
         return ""
     names = list(rows[0])
-    lines = [" | ".join(names), " | ".join("---" for _ in names)]
-    lines += [" | ".join(str(row.get(name, "")) for name in names) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines)
+    lines = [names, ["---"] * len(names), *([row.get(name, "") for name in names] for row in rows)]
+    # Neither a line break nor a bar of the text may end a cell.
+    return "\n".join(
+        "| " + " | ".join(" ".join(str(c).split()).replace("|", "\\|") for c in line) + " |" for line in lines
+    )
 
 
 def interval(figure: dict[str, float] | None) -> str:

@@ -187,6 +187,7 @@ def test_arms_become_rows():
     assert (row["wins, beta"], row["oracle (judge)"], row["alpha (training)"]) == ("60.0%", "25.0%", "-")
     assert list(row)[1] == "alpha (training)"
     assert markdown([row]).count("\n") == 2
+    assert markdown([{"a": "x | y\nz"}]).splitlines()[2] == r"| x \| y z |", "no text ends a cell"
     assert count_rows({"summary": {"prompts": 3, "splits": {"test": 1}}}) == [
         {"what": "prompts", "value": 3},
         {"what": "splits.test", "value": 1},

@@ -8,6 +8,7 @@ import yaml
 
 from pahi.curation.reasons import REASONS
 from pahi.errors import UserError
+from pahi.tables import markdown
 
 # Licences that the Hub knows by these names; any other is `other`, with its own name.
 HUB_LICENSES = (
@@ -181,7 +182,4 @@ def _limits(facts: Facts) -> list[str]:
 
 
 def _table(names: list[str], rows: list[list[str]]) -> list[str]:
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(" ".join(str(c).split()).replace("|", "\\|") for c in cells) + " |"
-
-    return [line(names), "|" + "---|" * len(names), *map(line, rows), ""]
+    return [*markdown([dict(zip(names, row, strict=True)) for row in rows]).splitlines(), ""]

@@ -4,8 +4,6 @@ Each is a model that transformers loads, or any function: `module:function`, a l
 one probability a picture, or one vector a picture.
 """
 
-import importlib
-import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +14,8 @@ import torch
 from PIL import Image
 
 from pahi import models
-from pahi.artifacts.fingerprint import content_hash
 from pahi.errors import PahiError, UserError, first_line
+from pahi.functions import find_function, function_hash
 from pahi.generators.load import explained
 from pahi.settings import Embedder, PictureClassifier
 
@@ -27,12 +25,8 @@ Pictures = list[Image.Image]
 def digest(settings: PictureClassifier | Embedder) -> str:
     """What the fingerprint of the dataset knows of a model: a hash of its files, or of the function's module."""
     if _is_function(settings.id):
-        function = _function(settings.id)
-        try:
-            text = inspect.getsource(inspect.getmodule(function) or function)
-        except (OSError, TypeError):
-            text = settings.id
-        return content_hash({"target": settings.id, "source": text})
+        _function(settings.id)  # whose absence is said before anything is hashed
+        return function_hash(settings.id)
     return models.model_hash(_folder(settings))
 
 
@@ -84,14 +78,7 @@ def _is_function(target: str) -> bool:
 
 
 def _function(target: str) -> Any:
-    module, _, name = target.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except Exception as error:  # whatever the module's own first lines raise
-        raise UserError(f"cannot import {target!r}: {first_line(error)}") from None
-    if not callable(function):
-        raise UserError(f"{target!r} is no function")
-    return function
+    return find_function(target, "curate")
 
 
 def _checked(target: str, function: Any, dimensions: int) -> Callable[[Pictures], np.ndarray]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from pahi.curation.reasons import REASONS
@@ -14,6 +15,8 @@ from pahi.errors import UserError
 from pahi.settings import STRATA, Curate
 
 MEMORY = "800MB"  # DuckDB's own; Arrow's batches and Python come on top
+# The last 64 bits of the md5: what md5_number_lower gives, in a fifth of its time.
+_TIE = "(md5_number(image_id) >> 64)::ubigint"
 PROMPT_COLUMNS = ["prompt_id", *STRATA]
 LIGHT = ["image_id", "prompt_id", "seed", "arm", "status", "reason", "pixels_sha256"]
 PICTURES = pa.schema(
@@ -35,7 +38,7 @@ class Selection:
     def __init__(self, settings: Curate, roles: dict[str, str], scratch: str, threads: int | None = None) -> None:
         """`scratch` is an empty folder for what does not fit into memory."""
         self.settings, self.roles = settings, roles
-        self.db = duckdb.connect(f"{scratch}/curate.duckdb")
+        self.db = duckdb.connect()
         self.db.execute(f"set memory_limit = '{MEMORY}'")
         self.db.execute(f"set temp_directory = '{scratch}'")
         # Arrow's streams are read as they come; orders that matter are asked for.
@@ -72,8 +75,8 @@ class Selection:
         self.register(_numbered(pictures), PICTURES)
         # 128 bits of a digest tell pictures apart as well as 256 do.
         self.db.execute(
-            """create table pictures as
-            select id, image_id, prompt, seed, arm, status, reason, part, "row", md5_number_lower(image_id) tie,
+            f"""create table pictures as
+            select id, image_id, prompt, seed, arm, status, reason, part, "row", {_TIE} tie,
                    try_cast(left(pixels_sha256, 32) as uuid) pixels
             from source left join prompts using (prompt_id)"""
         )
@@ -309,9 +312,9 @@ def _numbered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.Table.from_arrays(
             [
                 *(table.column(name) for name in LIGHT),
-                pa.array(range(total, total + n), pa.int64()),
-                pa.array([part] * n, pa.int32()),
-                pa.array(range(n), pa.int32()),
+                np.arange(total, total + n),
+                np.full(n, part, np.int32),
+                np.arange(n, dtype=np.int32),
             ],
             names=PICTURES.names,
         )

@@ -59,10 +59,11 @@ def clean_fully(text: str, steps: Sequence[str] = CLEANING) -> Cleaned:
             if after != text:
                 changed.add(step)
             text = after
+        # Most texts are plain after one round; the others show it in a second one that finds nothing.
+        if text == before or _untouched(text):
+            return Cleaned(text, [step for step in steps if step in changed], parameters, weights)
         # One step can uncover work for another (`＆amp;lt;`, a zero-width space within an entity). It ends: entities,
         # parameters and weights only ever get shorter, and the other steps are idempotent.
-        if text == before:
-            return Cleaned(text, [step for step in steps if step in changed], parameters, weights)
 
 
 def _untouched(text: str) -> bool:
@@ -89,6 +90,9 @@ def _nfkc(text: str) -> str:
 
 
 def _unescape(text: str) -> str:
+    if "&" not in text:
+        return text
+
     def character(match: re.Match[str]) -> str:
         entity = match.group()
         # html.unescape would also read a known name at the start of an unknown one, `&notice;` as `¬ice;`.
@@ -100,7 +104,8 @@ def _unescape(text: str) -> str:
 def _drop_invisible(text: str) -> str:
     if text.isprintable():  # then it has none of these categories, and most texts are
         return text
-    return "".join(c for c in text if not _invisible(c))
+    gone = [c for c in set(text) if not c.isprintable() and _invisible(c)]
+    return text.translate(dict.fromkeys(map(ord, gone))) if gone else text
 
 
 def _invisible(character: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pahi.errors import UserError, first_line
+from pahi.functions import find_function
 from pahi.prompts.formats import read_txt
 from pahi.settings import Filters, PromptClassifier, Source
 
@@ -147,7 +148,7 @@ class Classified:
     def __init__(self, classifier: PromptClassifier) -> None:
         self.classifier = classifier
         self.score: Callable[[Sequence[str]], list[tuple[str, float]]]
-        self.score = self._function() if ":" in classifier.id and not classifier.labels else self._model()
+        self.score = self._function() if is_function(classifier) else self._model()
 
     def __call__(self, texts: Sequence[str]) -> list[Verdict]:
         name, threshold = self.classifier.name, self.classifier.threshold
@@ -162,13 +163,7 @@ class Classified:
         return [f"{name}: {label} {score:.2f}" if score >= threshold else None for label, score in found]
 
     def _function(self) -> Callable[[Sequence[str]], list[tuple[str, float]]]:
-        import importlib
-
-        module, _, function = self.classifier.id.partition(":")
-        try:
-            call = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"classifier {self.classifier.name!r}: {first_line(error)}") from None
+        call = find_function(self.classifier.id, f"classifier {self.classifier.name!r}")
         return lambda texts: [("score", float(score)) for score in call(list(texts))]
 
     def _model(self) -> Callable[[Sequence[str]], list[tuple[str, float]]]:
@@ -197,6 +192,10 @@ class Classified:
             return found
 
         return score
+
+
+def is_function(classifier: PromptClassifier) -> bool:
+    return ":" in classifier.id and not classifier.labels
 
 
 def word_list(path: str) -> Source:

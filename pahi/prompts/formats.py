@@ -197,6 +197,8 @@ def _lines(file: io.BufferedReader, source: Source, newline: str | None = None) 
 
 
 def _pick(number: int, record: Any, columns: Columns, error: str | None = None) -> Row:
+    if columns.kind is columns.group is columns.split is None and columns.text is not None:  # of most sources
+        return make_row(number, record[columns.text], error=error)
     text, kind, group, split = (
         None if i is None else record[i] for i in (columns.text, columns.kind, columns.group, columns.split)
     )

@@ -17,12 +17,14 @@ from pahi.prompts.cleaning import Cleaned, clean_fully, prompt_id
 from pahi.prompts.filters import judge, make_filters
 from pahi.prompts.near import Signatures
 from pahi.prompts.rows import EMPTY, NO_TEXT, Row
-from pahi.prompts.splits import SPLITS, Placed, drop_near, place, split_of
+from pahi.prompts.splits import SPLITS, Placed, Reject, drop_near, place, split_of
 from pahi.settings import Ingest
 
 REJECTED_CHARACTERS = 2000  # kept of a rejected row's text
 RAW_FACTOR = 10  # raw text may be this much longer than cleaned, by entities and white space
 BATCH = 10_000  # rows that filters see at once
+_DECIDED = ("group", "split", "cluster")  # once all rows are known
+_NONE: list[Any] = []  # one for all: a million lists of nothing are work for the garbage collector
 
 SourceRow = tuple[str, Row]
 Verdict = tuple[str, str | None]  # reason, detail
@@ -64,15 +66,14 @@ def ingest_rows(
         for name, row in evaluation
         if not row.error and row.text and (text := clean_fully(row.text, settings.clean).text)
     ]
-    placed = _placed(kept, known, guarded, settings)
-    gone = np.array(sorted(placed.rejected), np.int64)
+    decided, rejected = _decided(kept, known, guarded, settings)
+    gone = np.array(sorted(rejected), np.int64)
     left = kept.select(["source", "row", "text", "original"]).take(gone).to_pylist()
     for i, one in zip(gone.tolist(), left, strict=True):
         text = (one["original"] or one["text"])[:REJECTED_CHARACTERS]
-        rejects.add(one["source"], one["row"], text, *placed.rejected[i])
+        rejects.add(one["source"], one["row"], text, *rejected[i])
     stays = np.ones(len(kept), bool)
     stays[gone] = False
-    decided: dict[str, Sequence[str | None]] = {"group": placed.group, "split": placed.split, "cluster": placed.cluster}
     batches, start = [], 0
     waiting = kept.to_batches()[::-1]
     del kept
@@ -81,7 +82,7 @@ def ingest_rows(
         columns = {name: batch.column(name) for name in PROMPTS.names}
         columns["original"] = pc.coalesce(columns["original"], columns["text"])
         for name, values in decided.items():
-            columns[name] = pa.array(values[start : start + len(batch)], pa.string())
+            columns[name] = values.slice(start, len(batch))
         part = pa.table(columns).filter(pa.array(stays[start : start + len(batch)]))
         batches += part.cast(PROMPTS).to_batches()
         start += len(batch)
@@ -121,7 +122,7 @@ class _Sieve:
                     self._reject(source, row, "duplicate", f"{self.sources[i]}:{self.rows[i]}", identity)
                 else:
                     self._reject(source, row, *i)
-            elif self.weights.get(source, 1.0) <= _fraction(identity):
+            elif (weight := self.weights.get(source, 1.0)) < 1 and weight <= _fraction(identity):
                 self._reject(source, row, "not_sampled", f"weight {self.weights[source]:g}")
             else:
                 self.first[key] = len(self.rows)
@@ -130,8 +131,9 @@ class _Sieve:
                 original = None if row.text == c.text else row.text  # of most prompts; filled in at the end
                 self.kept.add(
                     identity, c.text, original, source, row.row, row.kind or None, row.group or None,
-                    row.split or None, c.flags, identity, [{"name": n, "value": v} for n, v in c.parameters],
-                    [{"text": t, "weight": w} for t, w in c.weights],
+                    row.split or None, c.flags, None,
+                    [{"name": n, "value": v} for n, v in c.parameters] if c.parameters else _NONE,
+                    [{"text": t, "weight": w} for t, w in c.weights] if c.weights else _NONE,
                 )  # fmt: skip
         for key, verdict in verdicts.items():
             self.first.setdefault(key, verdict)
@@ -174,7 +176,7 @@ class _Rows:
     """A table that grows by rows, held as Arrow so that a million of them stay small."""
 
     def __init__(self, schema: pa.Schema) -> None:
-        # What is decided later, group and split, is empty until then.
+        # What is decided later (group, split, cluster) is empty until then.
         self.schema = pa.schema([field.with_nullable(True) for field in schema])
         self.batches: list[pa.RecordBatch] = []
         self.waiting: list[tuple[Any, ...]] = []
@@ -199,6 +201,21 @@ class _Rows:
 def _fraction(identity: str) -> float:
     """A prompt's place in [0, 1), by which a source's share is drawn."""
     return int.from_bytes(hashlib.sha256(f"weight:{identity}".encode()).digest()[:8], "big") / 2**64
+
+
+def _decided(
+    kept: pa.Table, known: pa.Table, guarded: Sequence[tuple[str, str]], settings: Ingest
+) -> tuple[dict[str, Any], dict[int, Reject]]:
+    """Columns of all kept prompts, and which of them are rejected after all."""
+    nothing_ties = all(kept.column(name).null_count == len(kept) for name in ("group", "split"))
+    if settings.near_duplicates == "ignore" and not guarded and nothing_ties:
+        # Each goes by its own hash, and a million need no list of Python's strings.
+        fractions = settings.validation_fraction, settings.test_fraction
+        ids = kept.column("prompt_id")
+        splits = [pa.array([split_of(i, *fractions) for i in part.to_pylist()], pa.string()) for part in ids.chunks]
+        return {"group": ids, "split": pa.chunked_array(splits, pa.string()), "cluster": ids}, {}
+    placed = _placed(kept, known, guarded, settings)
+    return {name: pa.array(getattr(placed, name), pa.string()) for name in _DECIDED}, placed.rejected
 
 
 def _placed(kept: pa.Table, known: pa.Table, guarded: Sequence[tuple[str, str]], settings: Ingest) -> Placed:

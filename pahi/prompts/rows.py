@@ -3,8 +3,7 @@
 import json
 import math
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 # What undecodable bytes become on reading (errors="surrogateescape"), and what a lone \ud83d in JSON means.
 _NOT_UTF8 = re.compile("[\ud800-\udfff]")
@@ -17,8 +16,7 @@ NO_MATCH = "does not match the source's pattern"
 LONG_LINE = "a line of more than 32 Mi characters"
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A prompt before cleaning. `error` says why it cannot be used: not utf-8, not JSON, no text, empty, ..."""
 
     row: int  # counted from 1, the header not counted
@@ -41,6 +39,8 @@ def make_row(
         error = error or (NOT_UTF8 if readable != text else EMPTY if not text.strip() else None)
     else:
         error = error or NO_TEXT
+    if kind is None and group is None and split is None:
+        return Row(number, readable, error=error)
     return Row(number, readable, _label(kind), _label(group), _label(split), error)
 
 

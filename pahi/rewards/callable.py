@@ -3,8 +3,6 @@
 For a model of one's own, a VLM or a service: with a time limit a call, repeated calls and a largest batch.
 """
 
-import importlib
-import inspect
 import threading
 import time
 from collections.abc import Callable
@@ -13,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pahi.artifacts.fingerprint import content_hash
 from pahi.errors import PahiError, UserError, first_line
+from pahi.functions import find_function, function_hash
 from pahi.rewards.base import Kind, Prepared, Source
 from pahi.rewards.preprocess import as_rgb
 from pahi.settings import RewardModel
@@ -33,22 +31,10 @@ class CallableReward:
     def __init__(self, model: RewardModel) -> None:
         """Raises UserError when `model.id` cannot be imported."""
         name, target = model.name, model.id
-        module_name, _, function_name = target.partition(":")
-        try:
-            self.module = importlib.import_module(module_name)
-            self.function = getattr(self.module, function_name)
-        except Exception as error:  # whatever the module's own first lines raise
-            raise UserError(f"reward {name}: cannot import {target!r}: {' '.join(str(error).split())}") from None
-        if not callable(self.function):
-            raise UserError(f"reward {name}: {target!r} is no function")
+        self.function = find_function(target, f"reward {name}")
         self.name, self.target = name, target
         self.timeout, self.retries, self.batch_size = model.timeout, model.retries, model.batch_size
-        # The module's text, so that an edited judge is another judge.
-        try:
-            text = inspect.getsource(self.module)
-        except (OSError, TypeError):
-            text = target
-        self.hash = content_hash({"target": target, "source": text})
+        self.hash = function_hash(target)
 
     def prepare(self, prompts: list[str]) -> Prepared:
         return {}

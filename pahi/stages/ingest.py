@@ -20,8 +20,9 @@ from pahi.artifacts import Output, content_hash
 from pahi.artifacts.fingerprint import canonical_json
 from pahi.artifacts.output import shard_name
 from pahi.errors import PahiError, UserError
+from pahi.functions import find_function, function_hash
 from pahi.prompts import Row, expand, ingest_rows, read_source, source_hash, source_name, source_statistics
-from pahi.prompts.filters import word_list
+from pahi.prompts.filters import is_function, word_list
 from pahi.prompts.location import shown
 from pahi.settings import Source
 from pahi.stages.common import Context, environment
@@ -53,6 +54,10 @@ def _settings(ctx: Context) -> dict[str, Any]:
     data.pop("sources")
     data["evaluation"] = [source_hash(source) for given in ingest.evaluation for source in expand(given)]
     data["filters"]["word_lists"] = [source_hash(word_list(path)) for path in ingest.filters.word_lists]
+    for given, classifier in zip(ingest.filters.classifiers, data["filters"]["classifiers"], strict=True):
+        if is_function(given):
+            find_function(given.id, f"classifier {given.name!r}")
+            classifier["source"] = function_hash(given.id)
     return data
 
 

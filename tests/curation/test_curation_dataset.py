@@ -15,6 +15,7 @@ import pytest
 import yaml
 from curated_world import SPECIAL, World
 from huggingface_hub import DatasetCard
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from pahi import cli
@@ -112,6 +113,18 @@ def test_the_card_is_what_the_hub_reads_and_names_everything(world: World, curat
     # Tables are tables: every line of one has as many cells as its head.
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1, block
+
+
+def test_the_card_renders(curated: Output) -> None:
+    for name in ("README.md", "preferences/README.md"):
+        text = DatasetCard(curated.read_file(name).decode()).text
+        html = MarkdownIt("commonmark").enable("table").render(text)
+        tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+        assert html.count("<table>") == len(tables) and html.count("<tr>") == sum(t.count("\n") - 1 for t in tables)
+        assert html.count("<h2>") == len(re.findall("^## ", text, re.MULTILINE)) and html.count("<h1>") == 1
+        assert html.count("<img ") == len(re.findall(r"^!\[", text, re.MULTILINE))
+        shown = re.sub(r"(?s)<pre>.*?</pre>|<[^>]+>", "", html)
+        assert not re.search(r"^\||^#|\]\(|\*\*|`", shown, re.MULTILINE), "no mark of Markdown is left in what is read"
 
 
 def test_the_recipe_loads_and_leads_to_the_same_place(world: World, curated: Output, tmp_path: Path) -> None:

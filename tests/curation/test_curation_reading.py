@@ -1,5 +1,7 @@
 """Reading what selects without what is selected, from any store."""
 
+import os
+import threading
 from pathlib import Path
 
 import made_up
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pahi.artifacts import Output, Store
+from pahi.artifacts.output import parquet_bytes
 from pahi.curation import reading
 from pahi.curation.select import LIGHT
 from pahi.errors import UserError
@@ -50,6 +53,42 @@ def test_selection_reads_no_picture(world: World, tmp_path: Path) -> None:
     assert light.equals(world.drawn[0].read("images", LIGHT))
     with pytest.raises(UserError, match="pahi verify"):
         reading.rows(parts[0], "images", [0], ["image"])
+
+
+def test_from_a_remote_store_no_picture_travels_either(open_store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    output = Output(open_store("s3"), "made-up", "generate", "g" * 12)
+    names = [f"{i:04d}" for i in range(40)]
+    blobs = [os.urandom(100_000) for _ in names]
+    table = pa.table({"image_id": names, "image": blobs, "status": ["ok"] * len(names)})
+    parts = [(output, f"part-{i:05d}") for i in range(12)]
+    for i, (_, shard) in enumerate(parts):
+        size = 40 if i < 2 else 1  # two large objects, and ten that one request is enough for
+        output.store.create(output.key(f"images/{shard}.parquet"), parquet_bytes(table.slice(i % 40, size), 10))
+    fetched: list[int] = []
+    fetch = s3fs.S3File._fetch_range
+
+    def counted(self, start: int, end: int) -> bytes:
+        data = fetch(self, start, end)
+        fetched.append(len(data))
+        return data
+
+    monkeypatch.setattr(s3fs.S3File, "_fetch_range", counted)
+    light = list(reading.columns(parts, "images", ["image_id", "status"]))
+    assert [t["image_id"][0].as_py() for t in light] == names[:12], "in the order of the shards"
+    assert sum(fetched) < 10 * 110_000 + 2 * 200_000, "less than a tenth of the two large ones"
+    fetched.clear()
+    assert reading.rows(parts[0], "images", [15], ["image"])["image"][0].as_py() == blobs[15]
+    assert sum(fetched) < 1_200_000, "one row group of four"
+
+
+def test_an_early_end_leaves_no_thread(world: World) -> None:
+    before = threading.active_count()
+    parts = reading.parts_of(world.drawn) * 20
+    for _ in reading.columns(parts, "images", ["image_id"]):
+        break
+    assert threading.active_count() == before
 
 
 def test_a_missing_file_is_one_line(world: World, tmp_path: Path) -> None:

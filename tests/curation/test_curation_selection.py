@@ -11,14 +11,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import made_up
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pahi.curation.reasons import REASONS
-from pahi.curation.select import Selection
+from pahi.curation.select import LIGHT, PICTURES, SCORED, Selection
 from pahi.errors import UserError
-from pahi.settings import Curate
+from pahi.settings import STRATA, Curate
 
 ROLES = {"pick": "train", "held": "held_out"}
 IMAGES = made_up.rows(30)
@@ -262,7 +263,28 @@ def test_histograms_count_every_candidate_and_every_kept_picture() -> None:
             assert h["candidates"][0] == first
 
 
-def test_scratch_files_are_all_there_is(tmp_path: Path) -> None:
-    selection = Selection(Curate(), ROLES, str(tmp_path), threads=1)
-    selection.close()
-    assert [p.name for p in tmp_path.iterdir()] == ["curate.duckdb"]
+def test_what_is_larger_than_memory_goes_to_the_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, rng = 60_000, random.Random(0)
+    ids = [f"{i:064x}" for i in range(count)]
+    prompt = [f"prompt {i // 8}" for i in range(count)]
+    digests = [f"{rng.getrandbits(256):064x}" for _ in range(count)]
+    images = [ids, prompt, range(count), ["pahi"] * count, ["ok"] * count, [None] * count, digests]
+    schema = pa.schema([PICTURES.field(name) for name in LIGHT])
+    pictures = pa.table([pa.array(c, f.type) for c, f in zip(images, schema, strict=True)], schema=schema)
+    values = [rng.random() for _ in range(count)]
+    scores = pa.table([ids, ["pick"] * count, values, [1.0] * count], names=SCORED.names)
+    prompts = pa.table({"prompt_id": sorted(set(prompt)), **dict.fromkeys(STRATA, [""] * (count // 8))})
+    found = {}
+    for memory in ("2GB", "25MB"):
+        monkeypatch.setattr("pahi.curation.select.MEMORY", memory)
+        scratch = tmp_path / memory
+        scratch.mkdir()
+        selection = Selection(Curate(top_k=2, keep_fraction=1), ROLES, str(scratch), threads=1)
+        selection.load([pictures], [scores], prompts)
+        spilled = sum(path.stat().st_size for path in scratch.iterdir())
+        selection.run()
+        found[memory] = spilled, selection.rows("select id from alive order by id"), selection.funnel
+        selection.close()
+    (none, *chosen), (spilled, *others) = found.values()
+    assert chosen == others and len(chosen[0]) == count // 4
+    assert none == 0 and spilled > 1e6

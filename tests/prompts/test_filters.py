@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 from test_ingest import SHARED, run
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
@@ -67,6 +69,16 @@ def test_a_function_of_ones_own(monkeypatch):
     monkeypatch.setattr(f"{__name__}.scores", lambda texts: [0.0])
     with pytest.raises(UserError, match="1 scores for 2 prompts"):
         rejected("a", "b", classifiers=[one])
+
+
+@pytest.mark.parametrize("content", ["raise ValueError('two\\nlines')", "f = (", "import no_such_module_here", "f = 3"])
+def test_a_function_that_cannot_be_had_is_one_line(tmp_path, monkeypatch, content):
+    (tmp_path / "broken_filter.py").write_text(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "broken_filter", raising=False)
+    with pytest.raises(UserError, match="classifier 'mine'") as error:
+        rejected("a", classifiers=[{"name": "mine", "id": "broken_filter:f"}])
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")

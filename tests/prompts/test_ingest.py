@@ -32,7 +32,7 @@ def known_prompts(*texts_and_splits):
 
 
 def run(*rows, known=(), evaluation=(), weights=None, **values):
-    rows = [row if isinstance(row, tuple) else ("s", row) for row in rows]
+    rows = [("s", row) if isinstance(row, Row) else row for row in rows]
     guarded = [("eval", Row(i, text)) for i, text in enumerate(evaluation, start=1)]
     found = ingest_rows(rows, ingest(**values), known_prompts(*known), guarded, weights)
     assert len(found.prompts) + len(found.rejects) == len(rows)
@@ -103,6 +103,14 @@ def test_order_and_company_do_not_move_a_prompt():
     random.Random(0).shuffle(rows)
     assert {p["prompt_id"]: p["split"] for p in run(*rows)[0]} == splits
     assert all(splits[p["prompt_id"]] == p["split"] for p in run(*rows[:50])[0])
+
+
+@given(st.lists(st.text("abc \u200b&;", max_size=6), max_size=20))
+def test_the_short_way_for_prompts_that_nothing_ties_leads_to_the_same(texts):
+    """An evaluation set that is near none of them makes ingestion take the long way."""
+    rows = [Row(i, text) for i, text in enumerate(texts, start=1)]
+    short = run(*rows, near_duplicates="ignore", test_fraction=0.3)
+    assert short == run(*rows, near_duplicates="ignore", test_fraction=0.3, evaluation=["0123456789"])
 
 
 def test_groups_are_not_divided():

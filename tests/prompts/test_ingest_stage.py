@@ -1,6 +1,10 @@
 """The stage on a store: growth by partitions, sources elsewhere, a file that changes, the recipe that repeats it."""
 
 import http.server
+import importlib
+import linecache
+import shutil
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -104,6 +108,25 @@ def test_files_that_settings_name_count_by_their_content(tmp_path):
     write(held, LINES[1:2])
     third, skipped = ingest.run(context(tmp_path, a, **values))
     assert not skipped and third.fingerprint != second.fingerprint
+
+
+def test_an_edited_function_judges_anew(tmp_path, monkeypatch):
+    a = write(tmp_path / "a.txt", LINES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = []
+    for number, word in enumerate(("fox", "owl")):
+        # The next process's import, which finds the edited file.
+        importlib.invalidate_caches()
+        sys.modules.pop("rule_of_mine", None)
+        linecache.clearcache()
+        (tmp_path / "rule_of_mine.py").write_text(f"def f(texts):\n    return [float({word!r} in t) for t in texts]\n")
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        values = {"filters": {"classifiers": [{"name": "mine", "id": "rule_of_mine:f"}]}}
+        output, skipped = ingest.run(context(tmp_path, a, **values))
+        assert not skipped, number
+        found.append([text for text in output.read("prompts").column("text").to_pylist() if word in text])
+    assert found == [[], []]
+    assert ingest.run(context(tmp_path, a, **values))[1], "unchanged, it is there"
 
 
 def test_two_sources_of_one_name_need_one_weight(tmp_path):
