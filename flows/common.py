@@ -12,10 +12,20 @@ from prefect.tasks import Task, exponential_backoff
 
 from flows.artifacts import Progress, Result, listening, show_report, show_stage
 from flows.hooks import tell
+from flows.lost import end_if_lost_too_often
 from pahi.errors import UserError
 from pahi.settings import Settings, load_settings
 
-__all__ = ["DEFAULT", "FLOW", "Result", "listening", "report_task", "run_one", "stage_task"]
+__all__ = [
+    "DEFAULT",
+    "FLOW",
+    "Result",
+    "end_if_lost_too_often",
+    "listening",
+    "report_task",
+    "run_one",
+    "stage_task",
+]
 
 DEFAULT = load_settings()
 
@@ -94,4 +104,5 @@ def report_task(settings: Settings, results: list[Result]) -> Result:
 
 def run_one(stage: str, settings: Settings, with_upstream: bool) -> Result:
     """The body of each stage's flow."""
+    end_if_lost_too_often()
     return stage_task(stage, settings, with_upstream)

@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.deployments import run_deployment
 
-from flows.common import DEFAULT, FLOW, Result, run_one, stage_task
+from flows.common import DEFAULT, FLOW, Result, end_if_lost_too_often, run_one, stage_task
 from pahi.errors import StageFailed
 from pahi.settings import Settings
 
@@ -25,6 +25,7 @@ def generate(settings: Settings = DEFAULT, with_upstream: bool = False, fan_out:
             them here.
     """
     if fan_out:
+        end_if_lost_too_often()
         if with_upstream:
             for stage in ("ingest", "cache", "train"):
                 stage_task.with_options(name=stage)(stage, settings, pipeline=True)

@@ -4,7 +4,7 @@ import time
 
 from prefect import flow, get_run_logger, task
 
-from flows.common import DEFAULT, FLOW, RETRIED, Result
+from flows.common import DEFAULT, FLOW, RETRIED, Result, end_if_lost_too_often
 from pahi.settings import Settings
 
 SECONDS_BETWEEN_LINES = 30.0  # a thousand of these run at once
@@ -18,6 +18,7 @@ def generate_shards(settings: Settings = DEFAULT, shards: list[tuple[int, int]] 
         settings: The settings of the run that this is a part of.
         shards: Partition and number of each shard.
     """
+    end_if_lost_too_often()
     return draw_task(settings, shards or [])
 
 

@@ -185,9 +185,13 @@ class Store:
         return sorted(name for name in names if name and not name.startswith(TEMPORARY))
 
     def delete(self, prefix: str) -> None:
-        """Removes an object, or everything below a prefix."""
+        """Removes an object, or everything below a prefix. Raises UserError where the store refuses."""
         with self._explained("delete", prefix), contextlib.suppress(FileNotFoundError):
             self._retried(lambda: self.fs.rm(self.path(prefix), recursive=True))
+            if not self.local:
+                # s3fs deletes in bulk, and says nothing of objects that S3 refused: one at a time it must answer.
+                for left in self._retried(lambda: self.fs.find(self.path(prefix))):
+                    self._retried(lambda path=left: self.fs.rm_file(path))
 
     # ----------------------------------------------------------------------------------------------------- leftovers
 

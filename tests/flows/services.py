@@ -127,7 +127,9 @@ class Services:
         binaries = postgres_binaries()
         assert binaries is not None
         command = [str(binaries / "pg_dump"), "-h", "127.0.0.1", "-p", str(self.database_port), "-U", "prefect"]
-        return subprocess.run([*command, "postgres"], check=True, capture_output=True, text=True, timeout=120).stdout
+        return subprocess.run(
+            [*command, "postgres"], check=True, capture_output=True, text=True, timeout=120 * PATIENCE
+        ).stdout
 
     def start_server(self) -> None:
         arguments = ["server", "start", "--host", "127.0.0.1", "--port", str(self.port), "--no-ui"]
@@ -171,7 +173,7 @@ class Services:
             headers={"Content-Type": "application/json"},
             method=method or ("GET" if body is None else "POST"),
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=30 * PATIENCE) as answer:
             return json.loads(answer.read() or "null")
 
     def deployment(self, name: str) -> dict[str, Any]:

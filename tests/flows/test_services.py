@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from services import ROOT, Services, postgres_binaries, wait
+from services import PATIENCE, ROOT, Services, postgres_binaries, wait
 
 from pahi.artifacts import Store
 from pahi.maintenance import verify
@@ -190,18 +190,24 @@ def test_one_stage_by_the_command_line_with_an_override(services, prompts, bucke
 
 
 def test_a_users_mistake_fails_once_and_says_how_to_go_on(services, bucket, tmp_path):
-    flow_run = services.submit("ingest", **parameters(made(bucket, tmp_path / "nowhere.jsonl", name="mistaken")))
+    good = parameters(made(bucket, tmp_path / "nowhere.jsonl", name="mistaken"))
+    # A setting that is wrong is refused by the server; a parameter that it does not know it lets through.
+    runs = [services.submit("ingest", **good), services.submit("ingest", **good, with_upstraem=True)]
     services.start_worker("cpu-1", "pahi-cpu")
+    found = {}
     try:
-        assert services.finished(flow_run)["type"] == "FAILED"
+        for run in runs:
+            assert services.finished(run)["type"] == "FAILED"
         # The message is sent after the state: a worker that is stopped in between takes it along.
-        found = wait("the message", lambda: [m for m in services.messages(flow_run) if "To go on:" in m], 60)
+        for run in runs:
+            found[run] = wait("the message", lambda r=run: [m for m in services.messages(r) if "To go on:" in m], 60)
     finally:
         services.stop("cpu-1")
-    assert len(found) == 1
-    assert "nowhere.jsonl" in found[0] and "it was not retried" in found[0]
-    tasks = services.api("/task_runs/filter", {"flow_runs": {"id": {"any_": [flow_run]}}})
-    assert [task["run_count"] for task in tasks] == [1]
+    for run, says, tasks in zip(runs, ("nowhere.jsonl", "did you mean 'with_upstream'?"), ([1], []), strict=True):
+        assert len(found[run]) == 1
+        assert says in found[run][0] and "it was not retried" in found[run][0]
+        begun = services.api("/task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        assert [task["run_count"] for task in begun] == tasks
 
 
 def test_cancelled_in_the_middle_it_goes_on_from_there(services, prompts, bucket):
@@ -236,7 +242,7 @@ def test_no_secret_is_written_anywhere(services, bucket):
 @faults
 def test_a_worker_killed_in_the_middle_is_noticed_and_another_finishes(services, prompts, bucket):
     automation = yaml.safe_load((ROOT / "infra" / "automations.yaml").read_text())["automations"][0]
-    automation["trigger"]["within"] = 60  # heartbeats come every 30 s here
+    automation["trigger"]["within"] = int(60 * PATIENCE)  # heartbeats come every 30 s here
     services.prefect("automation", "delete", automation["name"])
     services.api("/automations/", automation)
     services.start_worker("doomed", "pahi-gpu")
