@@ -45,10 +45,24 @@ Place = Annotated[
 ]
 
 
+def _in_order(schema: dict[str, Any]) -> None:
+    """Prefect's form shows the fields as they are written here; PostgreSQL's JSON alone forgets their order."""
+    for position, field in enumerate(schema.get("properties", {}).values()):
+        field["position"] = position
+
+
 class Tree(BaseModel):
     """A part of the settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        json_schema_extra=_in_order,
+        # A form's labels are the keys, as in presets, --set and the documentation.
+        field_title_generator=lambda name, _: name,
+    )
 
     def fingerprinted(self) -> dict[str, Any]:
         """What changes the output, as JSON."""
