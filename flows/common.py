@@ -94,11 +94,11 @@ def stage_task(stage: str, settings: Settings, with_upstream: bool = False, pipe
 @task(name="report", task_run_name="report", **RETRIED)
 def report_task(settings: Settings, results: list[Result]) -> Result:
     """Writes the page, and a short account of it with its address."""
-    from pahi.stages import write_report
+    from pahi.stages import sample_grid, write_report
 
     url = write_report(settings)
     get_run_logger().info("report: %s", url)
-    show_report(settings.name, url, results)
+    show_report(settings.name, url, results, sample_grid(settings))
     return {"stage": "report", "url": url}
 
 
