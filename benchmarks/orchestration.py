@@ -34,7 +34,7 @@ if sys.argv[2] == "direct":
     run_stage("ingest", settings)
 else:
     from flows.ingest import ingest
-    ingest(settings)
+    ingest(settings=settings)
 """
 
 

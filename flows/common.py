@@ -42,7 +42,8 @@ def timeout_seconds() -> float | None:
     return seconds
 
 
-# What every flow says of itself. A flow is not retried: its stages are, and after a crash a run is started again.
+# What every flow says of itself. Its own few parameters come before the settings, whose form is long. A flow is not
+# retried: its stages are, and after a crash a run is started again.
 FLOW: dict[str, Any] = {
     "name": "pahi",
     "timeout_seconds": timeout_seconds(),

@@ -91,7 +91,7 @@ class Services:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
+                process.wait(20 * PATIENCE)
                 return
 
     def stop_all(self) -> None:

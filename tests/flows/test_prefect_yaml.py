@@ -103,6 +103,7 @@ def test_the_form_is_labelled_by_the_keys_in_the_order_they_are_written_in(name,
         assert all(field.get("title", key) == key for key, field in shown), title
         if title == "Settings":
             assert [key for key, _ in shown] == list(Settings.model_fields)
+    assert sorted(schema["properties"], key=lambda key: schema["properties"][key]["position"])[-1] == "settings"
 
 
 def test_every_setting_is_explained():

@@ -243,8 +243,8 @@ def test_cancelled_in_the_middle_it_goes_on_from_there(services, prompts, bucket
     assert not [key for key in Store(bucket).list("cancelled/generate") if key.endswith("/manifest.json")]
     assert [m for m in services.messages(flow_run) if "To go on: `prefect flow-run retry" in m]
     services.prefect("flow-run", "retry", flow_run)
-    state = wait("the retry", lambda: services.state(flow_run)["type"] == "COMPLETED", 300, services.logs)
-    assert state and set(before) < set(shards(settings))
+    assert services.finished(flow_run, 300)["type"] == "COMPLETED", services.logs()
+    assert set(before) < set(shards(settings))
     complete(settings)
 
 
@@ -280,7 +280,8 @@ def test_a_worker_killed_in_the_middle_is_noticed_and_another_finishes(services,
         kill(child)
     services.start_worker("gpu-1", "pahi-gpu")
     assert services.state(flow_run)["type"] == "RUNNING", "nobody told the server"
-    wait("another worker", lambda: services.state(flow_run)["type"] == "COMPLETED", 400, services.logs)
+    # Another worker takes it.
+    assert services.finished(flow_run, 400)["type"] == "COMPLETED", services.logs()
     complete(settings)
     names = [s["name"] for s in services.api(f"/flow_run_states/?flow_run_id={flow_run}")]
     assert "AwaitingRetry" in names
@@ -296,7 +297,7 @@ def test_a_machine_that_is_taken_away_politely_leaves_a_run_that_goes_on(service
     assert state
     if services.state(flow_run)["type"] in ("CRASHED", "CANCELLED", "FAILED"):
         services.prefect("flow-run", "retry", flow_run)
-    wait("the rest", lambda: services.state(flow_run)["type"] == "COMPLETED", 300, services.logs)
+    assert services.finished(flow_run, 300)["type"] == "COMPLETED", services.logs()
     complete(settings)
 
 
@@ -311,12 +312,7 @@ def test_server_and_database_restarted_in_the_middle(services, prompts, bucket):
     # The run renews its hold on the deployment's limit every few minutes, and ends where the server has forgotten it.
     lease = services.state(flow_run)["state_details"]["deployment_concurrency_lease_id"]
     services.api(f"/v2/concurrency_limits/leases/{lease}/renew", {"lease_duration": 300})
-    wait(
-        "the run",
-        lambda: services.state(flow_run)["type"] == "COMPLETED",
-        400,
-        lambda: str(services.state(flow_run)) + services.logs(),
-    )
+    assert services.finished(flow_run, 400)["type"] == "COMPLETED", services.logs()
     complete(settings)
 
 

@@ -210,8 +210,8 @@ def test_the_charts_values_fit_the_rest(pool):
     values = yaml.safe_load((INFRA / "kubernetes" / f"worker-{pool.removeprefix('pahi-')}-values.yaml").read_text())
     assert values["worker"]["config"]["workPool"] == pool
     server = yaml.safe_load((INFRA / "kubernetes" / "server-values.yaml").read_text())
-    assert values["worker"]["image"]["prefectTag"] == f"{PREFECT}-python3.11-kubernetes"
-    assert server["global"]["prefect"]["image"]["prefectTag"] == f"{PREFECT}-python3.11"
+    assert values["worker"]["image"]["prefectTag"] == f"{PREFECT}-python3.12-kubernetes"
+    assert server["global"]["prefect"]["image"]["prefectTag"] == f"{PREFECT}-python3.12"
     assert (
         values["worker"]["selfHostedServerApiConfig"]["basicAuth"]["existingSecret"]
         == (server["server"]["basicAuth"]["existingSecret"])
