@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -191,7 +192,7 @@ class Store:
             if not self.local:
                 # s3fs deletes in bulk, and says nothing of objects that S3 refused: one at a time it must answer.
                 for left in self._retried(lambda: self.fs.find(self.path(prefix))):
-                    self._retried(lambda path=left: self.fs.rm_file(path))
+                    self._retried(partial(self.fs.rm_file, left))
 
     # ----------------------------------------------------------------------------------------------------- leftovers
 
