@@ -31,11 +31,12 @@ def message(flow_run: FlowRun, state: State[Any], known: list[str]) -> str:
         known: The flow's parameters, for a run that was given others.
     """
     error = _error(state)
-    reason = unknown(flow_run, known) if isinstance(error, SignatureMismatchError) else ""
-    reason = reason or " ".join(str(error or state.message or "").split()).rstrip(".") or "no reason was given"
+    # A run that was given such a parameter crashes before Prefect's engine begins, and says nothing of why.
+    misnamed = unknown(flow_run, known)
+    reason = misnamed or " ".join(str(error or state.message or "").split()).rstrip(".") or "no reason was given"
     page = url_for(flow_run)
     log = f"`prefect flow-run logs {flow_run.id}`" + (f" or {page}" if page else "")
-    if isinstance(error, MISTAKES):
+    if misnamed or isinstance(error, MISTAKES):
         go_on = "mend that and start it again; it was not retried, and what is finished is kept"
     else:
         go_on = f"`prefect flow-run retry {flow_run.id}`; what is finished is found, not run again"

@@ -85,8 +85,9 @@ def test_a_parameter_that_the_flow_does_not_have_is_named(given, says):
     with pytest.raises(SignatureMismatchError) as wrong:
         train.validate_parameters(given)
     run = FLOW_RUN.model_copy(update={"parameters": given})
-    line = hooks.message(run, Failed(data=wrong.value), ["settings", "with_upstream"])
-    assert says in line and "mend that" in line
+    for state in (Failed(data=wrong.value), Crashed(message="Process exited with status code: 1.")):
+        line = hooks.message(run, state, ["settings", "with_upstream"])
+        assert says in line and "mend that" in line
 
 
 LOST = lost.LOST + "; it continues on another worker."

@@ -221,8 +221,8 @@ def test_a_users_mistake_fails_once_and_says_how_to_go_on(services, bucket, tmp_
     services.start_worker("cpu-1", "pahi-cpu")
     found = {}
     try:
-        for run in runs:
-            assert services.finished(run)["type"] == "FAILED"
+        assert services.finished(runs[0])["type"] == "FAILED"
+        assert services.finished(runs[1])["type"] in ("FAILED", "CRASHED")
         # The message is sent after the state: a worker that is stopped in between takes it along.
         for run in runs:
             found[run] = wait("the message", lambda r=run: [m for m in services.messages(r) if "To go on:" in m], 60)
