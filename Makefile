@@ -24,7 +24,8 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
-# Servers and workers, started, killed and restarted; PostgreSQL is Debian's package `postgresql`.
+# Servers and workers, started, killed and restarted; PostgreSQL is Debian's package `postgresql`. PAHI_TEST_RUNS=200
+# queues as many runs at once instead of 20; PAHI_TEST_PATIENCE=3 waits three times as long on a busy machine.
 test-services: $(STAMP)
 	$(BIN)/python -m pytest tests/flows -m "services or faults" $(ARGS)
 

@@ -68,17 +68,20 @@ def show_stage(dataset: str, result: Result, how: str) -> None:
             )
 
 
-def show_report(dataset: str, url: str, results: list[Result]) -> None:
-    """The page's address, the funnel and the arms in one place."""
+def show_report(dataset: str, url: str, results: list[Result], picture: str = "") -> None:
+    """The page's address, the funnel, the arms and some samples (an address, or the picture itself) in one place."""
     arms = next((arm_rows(result) for result in results if "arms" in result.get("summary", {})), [])
     funnel = funnel_rows(results)
     with _unimportant("funnel"):
         create_table_artifact(
             table=funnel, key=artifact_key(dataset, "funnel"), description=f"Prompts to pictures of {dataset}"
         )
+    parts = [f"# {dataset}", f"[report.html]({link(url)})", f"`{url}`", markdown(funnel), markdown(arms)]
+    if picture:
+        parts += ["Above the standard Gaussian, below the predictor, from the same noise:", f"![samples]({picture})"]
     with _unimportant("report"):
         create_markdown_artifact(
-            markdown=f"# {dataset}\n\n[report.html]({link(url)})\n\n`{url}`\n\n{markdown(funnel)}\n\n{markdown(arms)}",
+            markdown="\n\n".join(parts),
             key=artifact_key(dataset, "report"),
             description=f"Report of {dataset}",
         )

@@ -12,10 +12,20 @@ from prefect.tasks import Task, exponential_backoff
 
 from flows.artifacts import Progress, Result, listening, show_report, show_stage
 from flows.hooks import tell
+from flows.lost import end_if_lost_too_often
 from pahi.errors import UserError
 from pahi.settings import Settings, load_settings
 
-__all__ = ["DEFAULT", "FLOW", "Result", "listening", "report_task", "run_one", "stage_task"]
+__all__ = [
+    "DEFAULT",
+    "FLOW",
+    "Result",
+    "end_if_lost_too_often",
+    "listening",
+    "report_task",
+    "run_one",
+    "stage_task",
+]
 
 DEFAULT = load_settings()
 
@@ -32,7 +42,8 @@ def timeout_seconds() -> float | None:
     return seconds
 
 
-# What every flow says of itself. A flow is not retried: its stages are, and after a crash a run is started again.
+# What every flow says of itself. Its own few parameters come before the settings, whose form is long. A flow is not
+# retried: its stages are, and after a crash a run is started again.
 FLOW: dict[str, Any] = {
     "name": "pahi",
     "timeout_seconds": timeout_seconds(),
@@ -84,14 +95,15 @@ def stage_task(stage: str, settings: Settings, with_upstream: bool = False, pipe
 @task(name="report", task_run_name="report", **RETRIED)
 def report_task(settings: Settings, results: list[Result]) -> Result:
     """Writes the page, and a short account of it with its address."""
-    from pahi.stages import write_report
+    from pahi.stages import sample_grid, write_report
 
     url = write_report(settings)
     get_run_logger().info("report: %s", url)
-    show_report(settings.name, url, results)
+    show_report(settings.name, url, results, sample_grid(settings))
     return {"stage": "report", "url": url}
 
 
 def run_one(stage: str, settings: Settings, with_upstream: bool) -> Result:
     """The body of each stage's flow."""
+    end_if_lost_too_often()
     return stage_task(stage, settings, with_upstream)

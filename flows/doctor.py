@@ -3,7 +3,7 @@
 from typing import Any
 
 import prefect
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import WorkerStatus
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
@@ -12,6 +12,10 @@ from pahi.errors import first_line
 from pahi.machine import check
 
 POOLS = ("pahi-cpu", "pahi-gpu")
+IN_MEMORY, IN_FILES = (
+    "prefect.server.concurrency.lease_storage.memory",
+    "prefect.server.concurrency.lease_storage.filesystem",
+)
 
 
 def checks() -> list[dict[str, Any]]:
@@ -26,7 +30,7 @@ def checks() -> list[dict[str, Any]]:
             if problem is not None:
                 raise problem
             server = client.api_version()
-            found = [_server(url, server)]
+            found = [_server(url, server), *_leases(client)]
             for pool in POOLS:
                 try:
                     status = client.read_work_pool(pool)
@@ -48,6 +52,21 @@ def _server(url: str, server: str) -> dict[str, Any]:
     if server.split(".")[:2] != ours.split(".")[:2]:
         return check("prefect", False, f"{url} runs {server}, this machine {ours}: upgrade the server first")
     return check("prefect", True, f"{ours}, {url} answers with {server}")
+
+
+def _leases(client: SyncPrefectClient) -> list[dict[str, Any]]:
+    """Where the server keeps who holds a deployment's concurrency limit; nothing where it does not tell."""
+    try:
+        kept = client.request("GET", "/admin/settings").json()["server"]["concurrency"]["lease_storage"]
+    except Exception:
+        return []
+    if kept != IN_MEMORY:
+        return [check("server restarts", True, f"leases are kept by {kept}")]
+    detail = (
+        "the server keeps leases in memory, so its restart ends every run: set "
+        f"PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={IN_FILES} for it"
+    )
+    return [check("server restarts", False, detail)]
 
 
 def _pool(pool: str, paused: bool, online: list[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.deployments import run_deployment
 
-from flows.common import DEFAULT, FLOW, Result, run_one, stage_task
+from flows.common import DEFAULT, FLOW, Result, end_if_lost_too_often, run_one, stage_task
 from pahi.errors import StageFailed
 from pahi.settings import Settings
 
@@ -15,16 +15,17 @@ LARGEST = 1000  # groups: each has a thread here that waits for it
 
 
 @flow(flow_run_name="generate-{settings.name}", **FLOW)
-def generate(settings: Settings = DEFAULT, with_upstream: bool = False, fan_out: int = 0) -> Result:
+def generate(with_upstream: bool = False, fan_out: int = 0, settings: Settings = DEFAULT) -> Result:
     """Draws pictures in bulk.
 
     Args:
-        settings: The run's settings; `pahi presets NAME` prints a preset's.
         with_upstream: Run the stages that this one reads first, where they are not finished.
         fan_out: Groups of shards to run as flow runs of pahi/generate-shards, several times more than workers; 0 draws
             them here.
+        settings: The run's settings; `pahi presets NAME` prints a preset's.
     """
     if fan_out:
+        end_if_lost_too_often()
         if with_upstream:
             for stage in ("ingest", "cache", "train"):
                 stage_task.with_options(name=stage)(stage, settings, pipeline=True)

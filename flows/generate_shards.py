@@ -4,20 +4,21 @@ import time
 
 from prefect import flow, get_run_logger, task
 
-from flows.common import DEFAULT, FLOW, RETRIED, Result
+from flows.common import DEFAULT, FLOW, RETRIED, Result, end_if_lost_too_often
 from pahi.settings import Settings
 
 SECONDS_BETWEEN_LINES = 30.0  # a thousand of these run at once
 
 
 @flow(flow_run_name="generate-shards-{settings.name}", **FLOW)
-def generate_shards(settings: Settings = DEFAULT, shards: list[tuple[int, int]] | None = None) -> Result:
+def generate_shards(shards: list[tuple[int, int]] | None = None, settings: Settings = DEFAULT) -> Result:
     """Draws a group of shards; those that are there already are found, not drawn again.
 
     Args:
-        settings: The settings of the run that this is a part of.
         shards: Partition and number of each shard.
+        settings: The settings of the run that this is a part of.
     """
+    end_if_lost_too_often()
     return draw_task(settings, shards or [])
 
 

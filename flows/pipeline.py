@@ -5,7 +5,7 @@ The stages are tasks of one flow run in one process: a finished stage costs next
 
 from prefect import flow
 
-from flows.common import DEFAULT, FLOW, Result, report_task, stage_task
+from flows.common import DEFAULT, FLOW, Result, end_if_lost_too_often, report_task, stage_task
 from pahi.settings import Settings
 
 
@@ -18,5 +18,6 @@ def pipeline(settings: Settings = DEFAULT) -> list[Result]:
     """
     from pahi.stages import STAGES
 
+    end_if_lost_too_often()
     results = [stage_task.with_options(name=stage)(stage, settings, pipeline=True) for stage in STAGES]
     return [*results, report_task(settings, results)]

@@ -7,11 +7,11 @@ from pahi.settings import Settings
 
 
 @flow(flow_run_name="train-{settings.name}", **FLOW)
-def train(settings: Settings = DEFAULT, with_upstream: bool = False) -> Result:
+def train(with_upstream: bool = False, settings: Settings = DEFAULT) -> Result:
     """Learns the noise.
 
     Args:
-        settings: The run's settings; `pahi presets NAME` prints a preset's.
         with_upstream: Run the stages that this one reads first, where they are not finished.
+        settings: The run's settings; `pahi presets NAME` prints a preset's.
     """
     return run_one("train", settings, with_upstream)

@@ -45,10 +45,24 @@ Place = Annotated[
 ]
 
 
+def _in_order(schema: dict[str, Any]) -> None:
+    """Prefect's form shows the fields as they are written here; PostgreSQL's JSON alone forgets their order."""
+    for position, field in enumerate(schema.get("properties", {}).values()):
+        field["position"] = position
+
+
 class Tree(BaseModel):
     """A part of the settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        json_schema_extra=_in_order,
+        # A form's labels are the keys, as in presets, --set and the documentation.
+        field_title_generator=lambda name, _: name,
+    )
 
     def fingerprinted(self) -> dict[str, Any]:
         """What changes the output, as JSON."""
@@ -524,9 +538,17 @@ class Settings(Tree):
     """Everything a run depends on."""
 
     name: str = Field("demo", pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$", description="The dataset's name in the store.")
-    root: Place = Field("pahi-data", description="The store: a folder or an fsspec URL.", json_schema_extra=RUNTIME)
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...", json_schema_extra=RUNTIME)
-    threads: int | None = Field(None, ge=1, description="CPU threads of torch.", json_schema_extra=RUNTIME)
+    root: Place = Field(
+        "pahi-data",
+        description="The store: a folder that all workers share, or an fsspec URL such as s3://bucket/prefix.",
+        json_schema_extra=RUNTIME,
+    )
+    device: str = Field(
+        "auto", description="Where networks run: auto, cpu, cuda, cuda:1, ...", json_schema_extra=RUNTIME
+    )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of torch; its own choice where empty.", json_schema_extra=RUNTIME
+    )
     ingest: Ingest = Field(description="Where prompts come from, and how they are cleaned and split.")
     generator: Generator = Field(description="The frozen one-step generator that draws.")
     rewards: Rewards = Field(description="The reward models that train, and those that only judge.")

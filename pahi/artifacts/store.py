@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -185,9 +186,13 @@ class Store:
         return sorted(name for name in names if name and not name.startswith(TEMPORARY))
 
     def delete(self, prefix: str) -> None:
-        """Removes an object, or everything below a prefix."""
+        """Removes an object, or everything below a prefix. Raises UserError where the store refuses."""
         with self._explained("delete", prefix), contextlib.suppress(FileNotFoundError):
             self._retried(lambda: self.fs.rm(self.path(prefix), recursive=True))
+            if not self.local:
+                # s3fs deletes in bulk, and says nothing of objects that S3 refused: one at a time it must answer.
+                for left in self._retried(lambda: self.fs.find(self.path(prefix))):
+                    self._retried(partial(self.fs.rm_file, left))
 
     # ----------------------------------------------------------------------------------------------------- leftovers
 

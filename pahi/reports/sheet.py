@@ -1,5 +1,6 @@
 """One picture for a README or a slide: the same noise before and after, for prompts nobody picked."""
 
+import base64
 import io
 from typing import Any
 
@@ -29,3 +30,12 @@ def sheet(gallery: list[dict[str, Any]], columns: int = COLUMNS, rows: int = 2) 
     sink = io.BytesIO()
     canvas.save(sink, format="png", optimize=True)
     return sink.getvalue()
+
+
+def data_uri(picture: bytes, width: int = 720) -> str:
+    """A picture as an address that holds it, at most `width` pixels wide: some 40 kB, for pages kept in a database."""
+    with Image.open(io.BytesIO(picture)) as image:
+        image.thumbnail((width, 10 * width))
+        sink = io.BytesIO()
+        image.convert("RGB").save(sink, format="webp", quality=70)
+    return f"data:image/webp;base64,{base64.b64encode(sink.getvalue()).decode()}"

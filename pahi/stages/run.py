@@ -52,6 +52,14 @@ def write_report(settings: Settings) -> str:
     return write(Context(settings))
 
 
+def sample_grid(settings: Settings) -> str:
+    """The report's picture of before and after as a data URI; empty where nothing was drawn for it."""
+    from pahi.reports.sheet import data_uri
+
+    picture = Context(settings).store.read_or_none(f"{settings.name}/before-after.png")
+    return data_uri(picture) if picture else ""
+
+
 def plan_curation(settings: Settings, *, progress: Progress | None = None) -> dict[str, Any]:
     """What curation would keep and drop, and why; nothing is written. Raises UserError where nothing was drawn yet."""
     ctx = Context(settings, progress or silent)

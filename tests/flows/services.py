@@ -27,6 +27,11 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def postgres_binaries() -> Path | None:
     """The newest PostgreSQL of Debian's packages, or None."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda p: int(p.parts[4]))
@@ -59,6 +64,8 @@ class Services:
             "PREFECT_HOME": str(home / "prefect"),
             "PREFECT_API_URL": f"http://127.0.0.1:{self.port}/api",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # As docs/operations.md starts it: a restart must not end the runs.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
             "PREFECT_CLI_COLORS": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
@@ -84,7 +91,7 @@ class Services:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
+                process.wait(20 * PATIENCE)
                 return
 
     def stop_all(self) -> None:
@@ -94,7 +101,8 @@ class Services:
         if self.data is not None:
             shutil.rmtree(self.data, ignore_errors=True)
 
-    def start_postgres(self) -> None:
+    def start_postgres(self, superuser: str = "prefect") -> None:
+        """An empty cluster whose superuser needs no password; the server is told to use it."""
         binaries = postgres_binaries()
         assert binaries is not None
         # As root it refuses to run; Debian's package made this user for it.
@@ -104,7 +112,7 @@ class Services:
             if user:
                 shutil.chown(self.data, "postgres", "postgres")
             subprocess.run(
-                [str(binaries / "initdb"), "-D", str(self.data / "db"), "-U", "prefect", "--auth=trust", "-E", "UTF8"],
+                [str(binaries / "initdb"), "-D", str(self.data / "db"), "-U", superuser, "--auth=trust", "-E", "UTF8"],
                 check=True,
                 capture_output=True,
                 cwd=self.data,
@@ -116,18 +124,16 @@ class Services:
         self.start("postgres", command, **user)
         address = f"postgresql+asyncpg://prefect@127.0.0.1:{self.database_port}/postgres"
         self.environment["PREFECT_API_DATABASE_CONNECTION_URL"] = address
-        wait("PostgreSQL", self._database_answers, 60, self.logs)
-
-    def _database_answers(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.database_port)) == 0
+        wait("PostgreSQL", lambda: listens(self.database_port), 60, self.logs)
 
     def dump(self) -> str:
         """The whole database as text."""
         binaries = postgres_binaries()
         assert binaries is not None
         command = [str(binaries / "pg_dump"), "-h", "127.0.0.1", "-p", str(self.database_port), "-U", "prefect"]
-        return subprocess.run([*command, "postgres"], check=True, capture_output=True, text=True, timeout=120).stdout
+        return subprocess.run(
+            [*command, "postgres"], check=True, capture_output=True, text=True, timeout=120 * PATIENCE
+        ).stdout
 
     def start_server(self) -> None:
         arguments = ["server", "start", "--host", "127.0.0.1", "--port", str(self.port), "--no-ui"]
@@ -171,7 +177,7 @@ class Services:
             headers={"Content-Type": "application/json"},
             method=method or ("GET" if body is None else "POST"),
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=30 * PATIENCE) as answer:
             return json.loads(answer.read() or "null")
 
     def deployment(self, name: str) -> dict[str, Any]:

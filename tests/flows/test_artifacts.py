@@ -1,6 +1,13 @@
 """What a person sees of a run, and that it cannot hurt the run."""
 
+import base64
+import io
+import re
+
+from PIL import Image
+
 from flows import artifacts
+from pahi.reports.sheet import data_uri
 from pahi.tables import markdown
 
 RESULTS = [
@@ -71,6 +78,20 @@ def test_an_artifact_that_cannot_be_made_is_a_warning(monkeypatch):
     artifacts.show_report("demo", "/somewhere/report.html", RESULTS)
     assert len(warned) == 4
     assert all("the server is away" in line for line in warned)
+
+
+def test_the_report_shows_samples_small_enough_for_the_server(monkeypatch):
+    written = {}
+    monkeypatch.setattr(artifacts, "create_table_artifact", lambda **_: None)
+    monkeypatch.setattr(artifacts, "create_markdown_artifact", lambda **values: written.update(values))
+    sink = io.BytesIO()
+    Image.effect_noise((1026, 600), 60).save(sink, format="png")
+    artifacts.show_report("demo", "/somewhere/report.html", RESULTS, data_uri(sink.getvalue()))
+    (content,) = re.findall(r"!\[samples\]\(data:image/webp;base64,([^)]+)\)", written["markdown"])
+    assert Image.open(io.BytesIO(base64.b64decode(content))).size == (720, 421)
+    assert len(written["markdown"]) < 400_000, "even noise, which no format makes small"
+    artifacts.show_report("demo", "/somewhere/report.html", RESULTS)
+    assert "![" not in written["markdown"]
 
 
 def test_links_are_addresses():

@@ -25,7 +25,7 @@ from pahi.stages import STAGES
 ROOT = Path(__file__).parents[2]
 FILE = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 DEPLOYMENTS = {deployment["name"]: deployment for deployment in FILE["deployments"]}
-SHARED = ("__init__", "artifacts", "common", "doctor", "hooks")  # of flows/: no deployments
+SHARED = ("__init__", "artifacts", "common", "doctor", "hooks", "lost")  # of flows/: no deployments
 POOLS = {"pahi-cpu", "pahi-gpu"}
 
 
@@ -92,6 +92,18 @@ def test_every_parameter_is_explained_in_the_form(name, monkeypatch):
     assert not bare
     places = [f for t in trees for key, f in t["properties"].items() if key in ("root", "path")]
     assert all("pattern" in field for field in places), "the server refuses a password before it stores it"
+
+
+@pytest.mark.parametrize("name", DEPLOYMENTS)
+def test_the_form_is_labelled_by_the_keys_in_the_order_they_are_written_in(name, monkeypatch):
+    schema = parameter_schema(flow_of(name, monkeypatch)).model_dump_for_openapi()
+    for title, tree in [("", schema), *schema["definitions"].items()]:
+        # As PostgreSQL gives them back, and as the form sorts them.
+        shown = sorted(sorted(tree["properties"].items()), key=lambda item: item[1]["position"])
+        assert all(field.get("title", key) == key for key, field in shown), title
+        if title == "Settings":
+            assert [key for key, _ in shown] == list(Settings.model_fields)
+    assert sorted(schema["properties"], key=lambda key: schema["properties"][key]["position"])[-1] == "settings"
 
 
 def test_every_setting_is_explained():

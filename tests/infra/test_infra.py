@@ -1,5 +1,6 @@
 """infra/: no Docker engine and no cluster can be assumed, so each file is held against its own format's checker."""
 
+import importlib
 import json
 import re
 import shutil
@@ -14,6 +15,8 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import RelatedResource, Resource
 from prefect.utilities.templating import apply_values, find_placeholders
+
+from flows.doctor import IN_FILES
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -90,6 +93,23 @@ def test_compose_pins_every_image_and_opens_nothing_to_the_network():
         assert not service["image"].endswith(":latest") and ":" in service["image"], name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
     assert compose()["services"]["server"]["image"].startswith(f"prefecthq/prefect:{PREFECT}-")
+
+
+def test_a_restart_of_the_server_does_not_end_the_runs():
+    server = compose()["services"]["server"]
+    home = server["environment"]["PREFECT_HOME"]
+    assert any(volume.endswith(f":{home}") for volume in server["volumes"])
+    values = yaml.safe_load((INFRA / "kubernetes" / "server-values.yaml").read_text())
+    variables = {v["name"]: v["value"] for v in values["server"]["env"]}
+    (mount,), (volume,) = values["server"]["extraVolumeMounts"], values["server"]["extraVolumes"]
+    assert (mount["mountPath"], mount["name"]) == (variables["PREFECT_HOME"], volume["name"])
+    claim = yaml.safe_load((INFRA / "kubernetes" / "leases.yaml").read_text())
+    assert claim["metadata"]["name"] == volume["persistentVolumeClaim"]["claimName"]
+    kubernetes = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    kubernetes.validate(claim, "1.34", strict=True)
+    for where in (server["environment"], variables):
+        assert where["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"] == IN_FILES
+    assert hasattr(importlib.import_module(IN_FILES), "ConcurrencyLeaseStorage")
 
 
 def test_compose_holds_no_password_and_its_example_names_every_variable():
@@ -190,8 +210,8 @@ def test_the_charts_values_fit_the_rest(pool):
     values = yaml.safe_load((INFRA / "kubernetes" / f"worker-{pool.removeprefix('pahi-')}-values.yaml").read_text())
     assert values["worker"]["config"]["workPool"] == pool
     server = yaml.safe_load((INFRA / "kubernetes" / "server-values.yaml").read_text())
-    assert values["worker"]["image"]["prefectTag"] == f"{PREFECT}-python3.11-kubernetes"
-    assert server["global"]["prefect"]["image"]["prefectTag"] == f"{PREFECT}-python3.11"
+    assert values["worker"]["image"]["prefectTag"] == f"{PREFECT}-python3.12-kubernetes"
+    assert server["global"]["prefect"]["image"]["prefectTag"] == f"{PREFECT}-python3.12"
     assert (
         values["worker"]["selfHostedServerApiConfig"]["basicAuth"]["existingSecret"]
         == (server["server"]["basicAuth"]["existingSecret"])
