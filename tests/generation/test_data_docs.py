@@ -70,6 +70,7 @@ def test_the_snippets_run_on_s3(
     url = s3_server if server == "moto" else request.getfixturevalue("rclone")[0]
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     s3fs.S3FileSystem.clear_instance_cache()
+    request.addfinalizer(s3fs.S3FileSystem.clear_instance_cache)
     bucket = f"bucket-{uuid.uuid4().hex}"
     boto3.client("s3", endpoint_url=url).create_bucket(Bucket=bucket)
     ctx = world(f"s3://{bucket}/pahi", tmp_path)
@@ -96,4 +97,3 @@ def test_the_snippets_run_on_s3(
     for name in duckdb.list_filesystems():
         if "s3" in name:  # it leads to this test's server
             duckdb.unregister_filesystem(name)
-    s3fs.S3FileSystem.clear_instance_cache()
