@@ -8,7 +8,7 @@ from pahi.generation.drawing import Drawer, Drawn
 from pahi.generation.plan import Sample
 
 GAIN = 1.05  # what a doubling must bring to be worth its memory
-ROUNDS = 2  # timed draws of each size, after one that warms up; the faster counts
+ROUNDS = 3  # timed draws of each size, after one that warms up; the fastest counts
 MOST = {"cpu": 64}  # on a CPU nothing is gained beyond; elsewhere a shard is the bound
 
 
