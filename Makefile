@@ -26,7 +26,7 @@ test: $(STAMP)
 
 # Servers and workers, started, killed and restarted; PostgreSQL is Debian's package `postgresql`.
 test-services: $(STAMP)
-	$(BIN)/python -m pytest tests/flows -m "services or faults" $(ARGS)
+	$(BIN)/python -m pytest tests/flows tests/generation -m "services or faults" $(ARGS)
 
 bench: $(STAMP)
 	@set -e; found=; for file in benchmarks/*.py; do \
