@@ -27,7 +27,7 @@ test: $(STAMP)
 # Servers and workers, started, killed and restarted; PostgreSQL is Debian's package `postgresql`. PAHI_TEST_RUNS=200
 # queues as many runs at once instead of 20; PAHI_TEST_PATIENCE=3 waits three times as long on a busy machine.
 test-services: $(STAMP)
-	$(BIN)/python -m pytest tests/flows -m "services or faults" $(ARGS)
+	$(BIN)/python -m pytest tests/flows tests/generation -m "services or faults" $(ARGS)
 
 bench: $(STAMP)
 	@set -e; found=; for file in benchmarks/*.py; do \

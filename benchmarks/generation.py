@@ -2,7 +2,9 @@
 
     loop       a user's loop: StableDiffusionPipeline one prompt at a time, scored, saved as PNG
     forward    the networks alone, at the same batch: no noise to make, nothing encoded or written
-    write      the write path alone, fed with constant 512x512 pictures, against the encoder on all cores
+    write      the write path alone, fed with constant 512x512 pictures, against the encoder on all cores, and against
+               the encoder and the sha256 of the pixels that every row carries
+    batch      the batch size that `generate.batch_size=null` finds, and its speed against the preset's
     memory     peak memory after few rows and after many
     rerun      a run over finished rows: what is listed and read before anything is drawn
     workers    two processes against one, models loaded in both
@@ -35,10 +37,10 @@ from pahi.artifacts import Output, Store
 from pahi.artifacts.fingerprint import canonical_json
 from pahi.artifacts.output import shard_name
 from pahi.artifacts.schemas import PROMPTS
-from pahi.generation import engine
+from pahi.generation import batch, engine
 from pahi.generation.drawing import SCORES, Drawer, Drawn
-from pahi.generation.pictures import encode
-from pahi.generation.plan import kept_rows
+from pahi.generation.pictures import encode, pixels_sha256
+from pahi.generation.plan import kept_rows, plan
 from pahi.generation.shard import Origin, Shard
 from pahi.generators import standard_noise
 from pahi.predictors import NoisePredictor
@@ -52,6 +54,7 @@ LINEAGE = {
     "generator_hash": "",
     "predictor_hash": "",
     "dtype": "float32",
+    "draft_decoder": None,
 }
 CORES = len(os.sched_getaffinity(0))
 
@@ -74,12 +77,16 @@ def embedded_prompts(count: int) -> list[dict[str, Any]]:
 
 
 def write_shards(shards: int, store: Store, prompts: list[dict[str, Any]], drawer: Any, settings: Generate) -> Any:
-    """Runs the engine over so many shards of the same prompts, into a new place of the store."""
+    """Runs the engine over so many shards of the same prompts, made as they are needed, into a new place."""
     output = Output(store, "bench", "generate", os.urandom(6).hex())
     origin = Origin(settings, LINEAGE, {}, {})
     commit = lambda shard, build: output.commit_shard(shard.part, build, row_group_rows=100)  # noqa: E731
-    works = (Shard(f"{i}", shard_name(i), prompts, drawer, origin, commit, first=i == 0) for i in range(shards))
-    return engine.run(list(works), encoders=settings.encoders or CORES)
+    size = settings.batch_size or 32
+
+    def make(i: int) -> Shard:
+        return Shard(str(i), shard_name(i), prompts, drawer, origin, commit, size, first=i == 0)
+
+    return engine.run(generate.Lazy(range(shards), make), encoders=settings.encoders or CORES)
 
 
 def networks(names: set[str], rounds: int, count: int) -> None:
@@ -87,7 +94,7 @@ def networks(names: set[str], rounds: int, count: int) -> None:
     g, prompts, generator = ctx.settings.generate, embedded_prompts(count), ctx.generator
     rewards = [ctx.reward(m) for m in (*ctx.settings.rewards.train, *ctx.settings.rewards.held_out)]
     predictor = NoisePredictor.create("pahi", generator.latent_shape, generator.pooled_width).to(ctx.device)
-    drawer = Drawer(generator, predictor, rewards)
+    drawer, size = Drawer(generator, predictor, rewards), g.batch_size or 32
     with tempfile.TemporaryDirectory() as folder:
         store, reports = Store(folder), []
 
@@ -111,11 +118,11 @@ def networks(names: set[str], rounds: int, count: int) -> None:
 
         @torch.no_grad()
         def forward() -> None:
-            for start in range(0, count, g.batch_size):
-                texts = [p["text"] for p in prompts[start : start + g.batch_size]]
+            for start in range(0, count, size):
+                texts = [p["text"] for p in prompts[start : start + size]]
                 conditioning = generator.encode(texts)
                 x_T = predictor.draw(conditioning.pooled, eps[start : start + len(texts)])[0]
-                images = generator.decode(generator.denoise(x_T, conditioning))
+                images = drawer.decode(generator.denoise(x_T, conditioning))
                 for reward in rewards:
                     reward.score(images, reward.prepare(texts), texts).cpu()
 
@@ -131,6 +138,27 @@ def networks(names: set[str], rounds: int, count: int) -> None:
             busy = statistics.median(1 - r.waited / r.seconds for r in reports[1:])
             row("forward", device, f"{ratio(times['forward'], times['ours'])} of the networks' own speed")
             row("forward", "the device's thread did not wait for encoders or store", f"{busy:.1%} of the time")
+
+
+def batches(rounds: int, count: int) -> None:
+    """The size that is found, in its own time, and whole shards drawn with it and with the preset's."""
+    ctx = tiny()
+    g, prompts, generator = ctx.settings.generate, embedded_prompts(count), ctx.generator
+    rewards = [ctx.reward(m) for m in (*ctx.settings.rewards.train, *ctx.settings.rewards.held_out)]
+    predictor = NoisePredictor.create("pahi", generator.latent_shape, generator.pooled_width).to(ctx.device)
+    drawer = Drawer(generator, predictor, rewards)
+    started = time.perf_counter()
+    found = batch.find(drawer, prompts, plan([p["prompt_id"] for p in prompts], g, predictor.kind))
+    seconds = time.perf_counter() - started
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+
+        def at(size: int | None) -> Work:
+            return lambda: write_shards(1, store, prompts, drawer, g.model_copy(update={"batch_size": size}))
+
+        times = in_turns(rounds, found=at(found), preset=at(g.batch_size))
+    what = f"{ctx.device.type}, {torch.get_num_threads()} threads: {found} pictures at once, found in {seconds:.1f} s"
+    row("batch", what, f"{ratio(times['preset'], times['found'])} times as fast as {g.batch_size} at once")
 
 
 class Constant:
@@ -177,10 +205,21 @@ def write(rounds: int, count: int) -> None:
                 write_shards(shards, store, prompts, Constant(pictures), s)
                 store.delete("bench")
 
-            times = in_turns(rounds, ours=ours, encoder=encoder)
+            def hashed(kind: str = kind, shards: int = shards) -> None:
+                def one(i: int) -> None:
+                    pixels = pictures[i % 32].numpy()
+                    encode(pixels, kind)
+                    pixels_sha256(pixels)
+
+                with ThreadPoolExecutor(CORES) as pool:
+                    for _ in pool.map(one, range(shards * 256)):
+                        pass
+
+            times = in_turns(rounds, ours=ours, encoder=encoder, hashed=hashed)
         speed = shards * 256 / statistics.median(times["ours"])
         what = f"{shards * 256} {kind} of 512x512, {CORES} cores, {speed:.0f}/s, to a disk, synced"
         row("write", what, f"{ratio(times['encoder'], times['ours'])} of the encoder's own speed")
+        row("write", f"the same {kind}", f"{ratio(times['hashed'], times['ours'])} of encoder and sha256")
 
 
 def memory(few: int, many: int) -> None:
@@ -272,7 +311,7 @@ def workers(rounds: int, count: int) -> None:
 
 
 def chosen(names: list[str]) -> Iterator[str]:
-    every = ("loop", "forward", "write", "memory", "rerun", "workers")
+    every = ("loop", "forward", "batch", "write", "memory", "rerun", "workers")
     yield from names or every
 
 
@@ -287,6 +326,8 @@ def main() -> None:
     print("| generation | what | result: median (smallest to largest round) |\n|---|---|---|")
     if names & {"loop", "forward"}:
         networks(names, rounds, 16 if quick else 256)
+    if "batch" in names:
+        batches(rounds, 16 if quick else 256)
     if "write" in names:
         write(rounds, 256 if quick else 1024)
     if "memory" in names:

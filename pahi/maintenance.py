@@ -194,7 +194,6 @@ def redraw(ctx: Context, rows: int) -> list[Check]:
     total = int(ends[-1]) if len(ends) else 0
     chosen = sorted(np.random.default_rng().choice(total, size=min(rows, total), replace=False).tolist())
     drawer, origin = plan.drawer(), plan.origin()
-    batch = ctx.settings.generate.batch_size
     same, usable, worst, exact = 0, 0, 0.0, True
     for place in chosen:
         which = int(np.searchsorted(ends, place, side="right"))
@@ -213,8 +212,8 @@ def redraw(ctx: Context, rows: int) -> list[Check]:
         samples = shard.plan
         names = [(shard.prompts[s.prompt]["prompt_id"], s.seed, s.arm) for s in samples]
         # The same batch again, not the row alone: its neighbours move the last bits of a float.
-        start = names.index(name) // batch * batch
-        again = drawer.draw(shard.prompts, samples[start : start + batch], {})
+        start = names.index(name) // shard.batch_size * shard.batch_size
+        again = drawer.draw(shard.prompts, samples[start : start + shard.batch_size], {})
         again.ready()
         pixels = again.pixels[names.index(name) - start].numpy()
         same += pixels_sha256(pixels) == stored["pixels_sha256"]

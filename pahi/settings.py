@@ -441,7 +441,12 @@ class Generate(Tree):
         0.05, ge=0, le=1, description="A larger share of failed rows stops the run.", json_schema_extra=RUNTIME
     )
     shard_rows: int = Field(256, ge=1, description="Prompts a shard.")
-    batch_size: int = Field(32, ge=1, description="Pictures at once; halved where memory does not suffice.")
+    batch_size: int | None = Field(
+        32, ge=1, description="Pictures at once, halved where memory does not suffice; found by drawing where empty."
+    )
+    draft_decoder: Part | None = Field(
+        None, description="A smaller decoder (AutoencoderTiny) in place of the generator's own, for drafts."
+    )
     encoders: int | None = Field(
         None, ge=1, description="Threads that encode pictures; one a core where empty.", json_schema_extra=RUNTIME
     )

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pahi.artifacts.fingerprint import canonical_json, content_hash
-from pahi.artifacts.schemas import SCHEMA_VERSION, VERSION_KEY
+from pahi.artifacts.schemas import IMAGE, SCHEMA_VERSION, VERSION_KEY
 from pahi.artifacts.store import Store
 from pahi.errors import PahiError, UserError
 
@@ -213,7 +213,10 @@ def shard_name(index: int) -> str:
 
 
 def parquet_bytes(table: pa.Table, row_group_rows: int | None = None) -> bytes:
-    """A Parquet file in memory: zstd, page index, no dictionary or statistics on blobs and vectors."""
+    """A Parquet file in memory: zstd, page index, no dictionary or statistics on blobs and vectors.
+
+    Pictures are compressed already: zstd would only cost time, in writing and in reading.
+    """
     metadata = {**(table.schema.metadata or {}), VERSION_KEY: str(SCHEMA_VERSION).encode()}
     plain = [
         field.name
@@ -223,15 +226,31 @@ def parquet_bytes(table: pa.Table, row_group_rows: int | None = None) -> bytes:
         )
     ]
     sink = io.BytesIO()
+    table = table.replace_schema_metadata(metadata)
     pq.write_table(
-        table.replace_schema_metadata(metadata),
+        table,
         sink,
-        compression="zstd",
+        compression=_compression(table.schema),
         use_dictionary=plain,
         write_statistics=plain,
         write_page_index=True,
         row_group_size=row_group_rows,
     )
+    return sink.getvalue()
+
+
+def _compression(schema: pa.Schema) -> str | dict[str, str]:
+    pictures = {f"{field.name}.bytes" for field in schema if field.type == IMAGE}
+    if not pictures:
+        return "zstd"
+    leaves = pq.ParquetFile(io.BytesIO(_empty(schema))).schema
+    paths = [leaves.column(i).path for i in range(len(leaves))]
+    return {path: "none" if path in pictures else "zstd" for path in paths}
+
+
+def _empty(schema: pa.Schema) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(schema.empty_table(), sink)
     return sink.getvalue()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 VERSION_KEY = b"pahi_schema_version"
 
 
@@ -172,6 +172,12 @@ IMAGES = with_features(
         field("kl", pa.float32(), "KL from the prior, nats a dimension"),
         field("generator_revision", pa.string(), "the Hub's commit of the generator", nullable=True),
         field("candidates", pa.int32(), "how many drawings it is the best of, by the training rewards"),
+        field(
+            "draft_decoder",
+            pa.string(),
+            "sha256 over the weight files of a draft's smaller decoder; null where the generator's own decoded",
+            nullable=True,
+        ),
     ]
 )
 

@@ -25,6 +25,7 @@ from pahi.errors import PahiError, UserError, missing
 
 TEMPORARY = ".tmp-"
 Names = list[str]  # inside Store, `list` is its method
+Uploads = list[dict[str, Any]]
 T = TypeVar("T")
 
 # How long a remote store may be away before a run gives up: PATIENCE once it has answered, and FIRST before, when it
@@ -186,13 +187,23 @@ class Store:
         return sorted(name for name in names if name and not name.startswith(TEMPORARY))
 
     def delete(self, prefix: str) -> None:
-        """Removes an object, or everything below a prefix. Raises UserError where the store refuses."""
+        """Removes an object, or everything below a prefix. Raises UserError where the store refuses to."""
+        remove = self._bulk_delete if hasattr(self.fs, "call_s3") else partial(self.fs.rm, recursive=True)
         with self._explained("delete", prefix), contextlib.suppress(FileNotFoundError):
-            self._retried(lambda: self.fs.rm(self.path(prefix), recursive=True))
-            if not self.local:
-                # s3fs deletes in bulk, and says nothing of objects that S3 refused: one at a time it must answer.
-                for left in self._retried(lambda: self.fs.find(self.path(prefix))):
-                    self._retried(partial(self.fs.rm_file, left))
+            self._retried(lambda: remove(self.path(prefix)))
+
+    def _bulk_delete(self, path: str) -> None:
+        """S3 answers a bulk delete with 200 and names what it refused in the body, which s3fs passes over."""
+        bucket = path.partition("/")[0]
+        keys = [name.partition("/")[2] for name in self.fs.find(path)]
+        for start in range(0, len(keys), 1000):
+            objects = {"Objects": [{"Key": key} for key in keys[start : start + 1000]], "Quiet": True}
+            refused = self.fs.call_s3("delete_objects", Bucket=bucket, Delete=objects).get("Errors") or []
+            if refused:
+                first, for_good = refused[0], refused[0].get("Code") in ("AccessDenied", "InvalidObjectState")
+                reason = f"{len(refused)} objects, the first s3://{bucket}/{first['Key']}: {first.get('Message')}"
+                # Anything but a refusal for good is asked for again, together with what is left.
+                raise PermissionError(errno.EACCES, reason) if for_good else OSError(errno.EBUSY, reason)
 
     # ----------------------------------------------------------------------------------------------------- leftovers
 
@@ -220,15 +231,23 @@ class Store:
         elif hasattr(self.fs, "call_s3"):
             bucket, _, prefix = self.path("").partition("/")
             with self._explained("list", ""):
-                pages: dict[str, Any] = self._retried(
-                    lambda: self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix)
-                )
-            for upload in pages.get("Uploads", []):
+                uploads = self._retried(lambda: self._uploads(bucket, prefix))
+            for upload in uploads:
                 if (datetime.now(UTC) - upload["Initiated"]).total_seconds() > age:
                     one = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
                     remove = lambda one=one: self.fs.call_s3("abort_multipart_upload", **one)  # noqa: E731
                     found.append((f"unfinished upload of s3://{bucket}/{upload['Key']}", remove))
         return found
+
+    def _uploads(self, bucket: str, prefix: str) -> Uploads:
+        """Every multipart upload that was begun and neither completed nor given up."""
+        found, marker = [], dict[str, str]()
+        while True:
+            page = self.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marker)
+            found += page.get("Uploads", [])
+            if not page.get("IsTruncated"):
+                return found
+            marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
 
     # ----------------------------------------------------------------------------------------------------- internals
 

@@ -10,6 +10,7 @@ of memory, the same batch is tried once more after what is unused was given back
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,13 +38,18 @@ class Drawn:
     truncated: list[bool]
     ready: Callable[[], None]
 
+    @cached_property
+    def values(self) -> list[list[float]]:
+        """`numbers` as Python has them: a tensor takes microseconds for every one that is asked for."""
+        return self.numbers.tolist()
+
     def reason(self, row: int) -> str | None:
         """Why a row failed, or None."""
         if self.reasons[row]:
             return self.reasons[row]
-        if self.numbers[row, NOT_FINITE]:
+        if self.values[row][NOT_FINITE]:
             return "not finite"
-        return "flat" if self.numbers[row, FLAT] else None
+        return "flat" if self.values[row][FLAT] else None
 
 
 @dataclass
@@ -97,6 +103,13 @@ class Drawer:
             return None
         mu, log_sigma = self.predictor.distribution(pooled)
         return mu.detach(), log_sigma.detach().exp()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Clean latents (batch, *latent_shape) -> pictures (batch, 3, h, w) around [0, 1]."""
+        if self.generator.device.type == "cpu":
+            # A decoder's convolutions go on in the layout that they are given; a CPU's are a fifth faster in this one.
+            latents = latents.contiguous(memory_format=torch.channels_last)
+        return self.generator.decode(latents)
 
     # ------------------------------------------------------------------------------------------------------- the text
 
@@ -184,7 +197,7 @@ class Drawer:
         x_T, divergence = self.predictor.draw(conditioning.pooled, eps)
         plain = torch.tensor([batch.samples[row].arm == STANDARD for row in rows], device=eps.device)
         x_T, divergence = torch.where(plain.view(-1, 1, 1, 1), eps, x_T), divergence.masked_fill(plain, 0)
-        images = self.generator.decode(self.generator.denoise(x_T, conditioning))
+        images = self.decode(self.generator.denoise(x_T, conditioning))
         columns = [x_T.flatten(1).square().mean(1).sqrt(), divergence, *faults(images)]
         for reward in self.rewards:
             prepared = {name: tensor[texts] for name, tensor in batch.prepared[reward.name].items()}

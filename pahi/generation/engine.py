@@ -183,7 +183,8 @@ class _Engine:
     def _write(self, work: Work, futures: list[Future[Any]]) -> None:
         try:
             work.write([future.result() for future in futures])
-            self.written.put(work)
+            if self.progress is not None:  # or they would all stay
+                self.written.put(work)
         except Exception as error:
             self._fail(work, error)
         finally:

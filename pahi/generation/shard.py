@@ -42,6 +42,7 @@ class Shard:
     drawer: Drawer
     origin: Origin
     commit: Callable[["Shard", Callable[[], Built]], None]
+    batch_size: int = 32
     first: bool = False  # of its partition
     _pooled: dict[int, torch.Tensor] = field(default_factory=dict)
     _group: list[tuple[Drawn, int]] = field(default_factory=list)
@@ -58,7 +59,7 @@ class Shard:
 
     def batches(self) -> Iterator[Drawn]:
         self._pooled, self._group, self._scores, self._candidates = {}, [], [], []
-        samples, size = self.plan, self.origin.settings.batch_size
+        samples, size = self.plan, self.batch_size
         for start in range(0, len(samples), size):
             yield self.drawer.draw(self.prompts, samples[start : start + size], self._pooled)
         self._noise = self._noise_table()
@@ -98,13 +99,14 @@ class Shard:
 
     def _choose(self) -> tuple[Drawn, int]:
         """The best of a group by the training rewards; among equals the first. Puts down every score."""
-        merits = [self._merit(drawn, row) for drawn, row in self._group]
+        scores = [self._raw(drawn, row) for drawn, row in self._group]
+        merits = [self._merit(raw) for raw in scores]
         best = max(range(len(merits)), key=lambda k: (merits[k], -k))
         s = self.origin.settings
         for k, (drawn, row) in enumerate(self._group):
             sample = drawn.samples[row]
             base = {"image_id": self._image_id(sample), "prompt_id": self.prompts[sample.prompt]["prompt_id"]}
-            for name, score in self._raw(drawn, row).items():
+            for name, score in scores[k].items():
                 one = base | {"arm": sample.arm, "reward": name, "score": score, "seed": sample.seed}
                 if k == best:
                     unit = self.origin.units.get(name)
@@ -116,15 +118,15 @@ class Shard:
 
     def _raw(self, drawn: Drawn, row: int) -> dict[str, float | None]:
         failed = drawn.reason(row) is not None
-        values = drawn.numbers[row, SCORES:].tolist()
+        values = drawn.values[row][SCORES:]
         return {
             reward.name: None if failed or not math.isfinite(value) else value
             for reward, value in zip(self.drawer.rewards, values, strict=True)
         }
 
-    def _merit(self, drawn: Drawn, row: int) -> float:
+    def _merit(self, raw: dict[str, float | None]) -> float:
         """The weighted mean of the training rewards in their own units; -inf for a picture that failed."""
-        raw, total = self._raw(drawn, row), 0.0
+        total = 0.0
         for name, weight in self.origin.weights.items():
             score = raw[name]
             if score is None:
@@ -137,7 +139,7 @@ class Shard:
 
     def _row(self, drawn: Drawn, row: int) -> Row:
         """A row of `images`; called in an encoder's thread."""
-        s, sample, pixels = self.origin.settings, drawn.samples[row], drawn.pixels[row].numpy()
+        s, sample, pixels = self.origin.settings, drawn.samples[row], drawn.pixels.numpy()[row]
         reason = drawn.reason(row)
         picture = None
         if reason is None:
@@ -145,7 +147,6 @@ class Shard:
                 picture = {"bytes": encode(pixels, s.format, s.quality), "path": None}
             except Exception as error:
                 reason = f"cannot be encoded as {s.format}: {type(error).__name__}"
-        norm, kl = drawn.numbers[row, NOISE_NORM].item(), drawn.numbers[row, KL].item()
         return {
             "image_id": self._image_id(sample),
             "prompt_id": self.prompts[sample.prompt]["prompt_id"],
@@ -160,8 +161,8 @@ class Shard:
             "status": "ok" if reason is None else "failed",
             "reason": reason,
             "truncated": drawn.truncated[row],
-            "noise_norm": norm,
-            "kl": kl,
+            "noise_norm": drawn.values[row][NOISE_NORM],
+            "kl": drawn.values[row][KL],
             "candidates": s.best_of,
             **self.origin.lineage,
         }

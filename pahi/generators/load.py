@@ -82,6 +82,16 @@ def load(settings: GeneratorSettings, device: torch.device) -> OneStepPipeline:
     return generator
 
 
+def with_decoder(generator: Generator, settings: GeneratorSettings, part: Part) -> OneStepPipeline:
+    """The same generator with another decoder of the same latents, beside the one that is loaded. Raises UserError."""
+    assert isinstance(generator, OneStepPipeline)
+    folder = base_folder(settings)
+    declared, dtype = read_index(settings.id, folder)["vae"], getattr(torch, settings.dtype)
+    with explained(part.id):
+        vae = load_part("vae", part, folder, declared, dtype)
+        return generator.with_vae(vae.to(generator.device, autoencoder_dtype(settings, vae, dtype)))
+
+
 def from_pipeline(pipe: Any, side: int | None = None) -> OneStepPipeline:
     """A diffusers pipeline that is loaded already, frozen where it is. Raises UserError where it is not one step.
 

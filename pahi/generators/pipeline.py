@@ -1,7 +1,8 @@
 """What the families share: frozen networks of a diffusers pipeline around one closed form."""
 
+from copy import copy
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +144,20 @@ class OneStepPipeline:
         """A decoder of the same latents for the pictures that gradients flow through."""
         self.training_vae = vae.requires_grad_(False).eval()
         self._tune_vae(self.training_vae)
+
+    def with_vae(self, vae: Any) -> Self:
+        """This generator, of the same networks, with another decoder of the same latents. Raises UserError."""
+        blocks = vae.config.get("block_out_channels") or vae.config["decoder_block_out_channels"]
+        theirs, factor = vae.config["latent_channels"], 2 ** (len(blocks) - 1)
+        if (theirs, factor) != (self.latent_shape[0], self.factor):
+            raise UserError(
+                f"it decodes {theirs} channels {factor} times as large, and {self.id} needs {self.latent_shape[0]} "
+                f"channels {self.factor} times as large"
+            )
+        other = copy(self)
+        other.vae = vae.requires_grad_(False).eval()
+        other._tune_vae(other.vae)
+        return other
 
     def _tune(self) -> None:
         s = self.settings

