@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from diffusers import StableDiffusionPipeline
-from parts.timing import in_turns, ratio
+from parts.timing import Work, in_turns, ratio
 from PIL import Image
 
 from pahi import models
