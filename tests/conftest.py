@@ -92,7 +92,7 @@ def store(request: pytest.FixtureRequest, open_store: Callable[[str], Store]) ->
 @pytest.fixture(scope="session")
 def tokenizer() -> CLIPTokenizer:
     """The tiny world's own tokenizer: CLIP's byte-level BPE, 24 tokens."""
-    from pahi.tiny.train import build_tokenizer
+    from pahi.tiny.train.data import build_tokenizer
 
     return build_tokenizer()
 

@@ -1,95 +1,162 @@
-"""Scenes of one coloured shape, 64x64, and the prompts that describe them.
+"""Scenes of one to four coloured shapes, 64x64, and the prompts that describe them: GenEval's six kinds.
 
-A `Spec` is what a prompt says; attributes it leaves out are free. Training, validation and test prompts are split by
-spec, so that no wording of a test spec is ever seen in training, by any model of the tiny world.
+A `Spec` is what a prompt says; what it leaves out is free. Training, validation and test prompts are split by spec, so
+that no wording of a test spec is ever seen in training, by any model of the small world.
 """
 
 import hashlib
 import itertools
 import math
 import random
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 SIZE = 64
 COLORS = {
-    "red": (220, 40, 40),
-    "green": (40, 165, 60),
-    "blue": (40, 80, 220),
-    "yellow": (240, 210, 40),
-    "purple": (145, 50, 185),
-    "orange": (245, 135, 25),
-    "pink": (245, 135, 195),
-    "cyan": (50, 200, 220),
+    "red": (222, 38, 38),
+    "orange": (242, 124, 20),
+    "yellow": (245, 218, 50),
+    "green": (38, 160, 62),
+    "blue": (40, 84, 222),
+    "purple": (142, 48, 184),
+    "pink": (246, 138, 194),
 }
-BACKGROUNDS = {"white": (242, 242, 242), "black": (18, 18, 18), "gray": (128, 128, 128)}
-SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
-SIZES = {"small": (8.0, 11.0), "large": (15.0, 18.0)}  # half extent in pixels
-PLACES = ("left", "right", "top", "bottom")
+BACKGROUNDS = {"white": (242, 242, 242), "gray": (128, 128, 128), "black": (18, 18, 18)}
+SHAPES = ("circle", "square", "triangle", "star", "cross")
+# Places and sizes are few, and fixed: what a prompt leaves free is a choice among some dozens of pictures, and a small
+# network spends its parameters on what is drawn, not on where its outline runs between two pixels.
+SIZES = {"small": 9.0, "large": 15.0}  # half extent in pixels of an object alone in its scene
+SLOT_SIZE = 10.5  # half extent of an object that shares its scene
+# Where things lie, in quarters of the picture's width and height: (2, 2) is its middle.
+ROW, COLUMN = ((1, 2), (3, 2)), ((2, 1), (2, 3))
+QUARTERS = ((1, 1), (3, 1), (1, 3), (3, 3))
+LAYOUTS: dict[int, tuple[tuple[tuple[int, int], ...], ...]] = {  # of several alike, by their number
+    2: (ROW, COLUMN),
+    3: (((2, 1), (1, 3), (3, 3)), ((1, 1), (3, 1), (2, 3))),
+    4: (QUARTERS,),
+}
+KINDS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+RELATIONS = ("left", "above")  # of the first item to the second; right and below are the same scenes, said otherwise
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that a prompt names; count > 1 means several alike."""
+
+    shape: str
+    color: str | None = None
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a prompt asks for; None is left free.
+
+    Two items without a relation are in the order of their shapes' names, so that one scene has one spec.
+    """
+
+    kind: str  # one of KINDS
+    items: tuple[Item, ...]
+    relation: str | None = None  # one of RELATIONS
+    size: str | None = None  # one of SIZES, for an object alone
+    background: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The spec in writing: `position:star+circle/left/-/white`, with - for what is left free."""
+        items = "+".join(
+            (f"{i.count}x" if self.kind == "counting" else "") + (f"{i.color} " if i.color else "") + i.shape
+            for i in self.items
+        )
+        return f"{self.kind}:{items}/{self.relation or '-'}/{self.size or '-'}/{self.background or '-'}"
+
+    @property
+    def split(self) -> str:
+        """train (70%), validation (10%) or test (20%), by a hash of the spec."""
+        digest = hashlib.sha256(self.key.encode()).digest()
+        bucket = int.from_bytes(digest[:4], "big") % 100
+        return "test" if bucket < 20 else "validation" if bucket < 30 else "train"
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One shape of a scene: centre and half extent in pixels."""
+
+    shape: str
+    color: str
+    cx: float
+    cy: float
+    r: float
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a shape goes: centre and half extent in pixels."""
+
+    cx: float
+    cy: float
+    r: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is drawn."""
+
+    things: tuple[Thing, ...]
+    background: str
+
+
+def all_specs() -> list[Spec]:
+    """Every spec of this world, in a fixed order."""
+    backgrounds: tuple[str | None, ...] = (None, *BACKGROUNDS)
+    sizes: tuple[str | None, ...] = (None, *SIZES)
+    specs = []
+    for background in backgrounds:
+        for shape in SHAPES:
+            for size in sizes:
+                specs.append(Spec("single_object", (Item(shape),), size=size, background=background))
+                specs += [Spec("colors", (Item(shape, color),), size=size, background=background) for color in COLORS]
+            specs += [
+                Spec("counting", (Item(shape, color, count),), background=background)
+                for color in (None, *COLORS)
+                for count in (1, 2, 3, 4)
+            ]
+        for a, b in itertools.permutations(SHAPES, 2):
+            specs += [Spec("position", (Item(a), Item(b)), relation=r, background=background) for r in RELATIONS]
+        for a, b in itertools.combinations(sorted(SHAPES), 2):
+            specs.append(Spec("two_object", (Item(a), Item(b)), background=background))
+            specs += [
+                Spec("color_attr", (Item(a, c), Item(b, d)), background=background)
+                for c, d in itertools.permutations(COLORS, 2)
+            ]
+    return specs
+
+
+# --------------------------------------------------------------------------------------------------------- the words
 
 SYNONYMS = {
     "small": ("small", "little", "tiny"),
     "large": ("large", "big", "huge"),
     "gray": ("gray", "grey"),
     "purple": ("purple", "violet"),
+    "circle": ("circle", "circle", "disc"),
+    "cross": ("cross", "cross", "plus"),
 }
-PREFIXES = ("", "", "a photo of ", "a picture of ", "an image of ", "a drawing of ")
-PLACE_WORDS = {
-    "left": ("on the left", "on the left side", "at the left"),
-    "right": ("on the right", "on the right side", "at the right"),
-    "top": ("at the top", "near the top"),
-    "bottom": ("at the bottom", "near the bottom"),
+PLURALS = {"circle": "circles", "disc": "discs", "cross": "crosses", "plus": "pluses"}
+PREFIXES = ("", "", "", "a photo of ", "a picture of ", "an image of ", "a drawing of ")
+NUMBERS = {1: ("one", "a single", "exactly one"), 2: ("two", "2", "a pair of"), 3: ("three", "3"), 4: ("four", "4")}
+RELATION_WORDS = {
+    "left": ("to the left of", "left of", "on the left of"),
+    "right": ("to the right of", "right of", "on the right of"),
+    "above": ("above", "over", "on top of"),
+    "below": ("below", "under", "beneath"),
 }
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 BACKGROUND_WORDS = ("on a {} background", "against a {} background", "with a {} background")
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What a prompt asks for; None is left free."""
-
-    shape: str
-    color: str | None = None
-    size: str | None = None
-    background: str | None = None
-    place: str | None = None
-
-    @property
-    def kind(self) -> str:
-        """The prompt's kind: single_object, color, size, background, position or composition."""
-        extra = [
-            name
-            for name, value in (("size", self.size), ("background", self.background), ("position", self.place))
-            if value is not None
-        ]
-        if len(extra) > 1:
-            return "composition"
-        if extra:
-            return extra[0]
-        return "color" if self.color else "single_object"
-
-    @property
-    def split(self) -> str:
-        """train, validation or test, by a hash of the spec. The six bare shapes are always training prompts."""
-        if self.kind == "single_object":
-            return "train"
-        digest = hashlib.sha256(repr(astuple(self)).encode()).digest()
-        bucket = int.from_bytes(digest[:4], "big") % 100
-        return "test" if bucket < 20 else "validation" if bucket < 30 else "train"
-
-
-def all_specs() -> list[Spec]:
-    """Every spec of this world, in a fixed order."""
-    specs = [Spec(shape) for shape in SHAPES]
-    for shape, color in itertools.product(SHAPES, COLORS):
-        specs.append(Spec(shape, color))
-        specs += [Spec(shape, color, size=s) for s in SIZES]
-        specs += [Spec(shape, color, background=b) for b in BACKGROUNDS]
-        specs += [Spec(shape, color, place=p) for p in PLACES]
-        specs += [Spec(shape, color, size=s, background=b) for s in SIZES for b in BACKGROUNDS]
-        specs += [Spec(shape, color, background=b, place=p) for b in BACKGROUNDS for p in PLACES]
-    return specs
+JOINS = (" and ", " and ", " next to ", " with ")
 
 
 def wording(spec: Spec, rng: random.Random) -> str:
@@ -98,28 +165,92 @@ def wording(spec: Spec, rng: random.Random) -> str:
     def say(word: str) -> str:
         return rng.choice(SYNONYMS.get(word, (word,)))
 
-    words = [say(w) for w in (spec.size, spec.color, spec.shape) if w is not None]
-    article = "an" if words[0][0] in "aeiou" else "a"
-    text = rng.choice(PREFIXES) + " ".join([article, *words])
-    tail = []
-    if spec.place is not None:
-        tail.append(rng.choice(PLACE_WORDS[spec.place]))
-    if spec.background is not None:
-        tail.append(rng.choice(BACKGROUND_WORDS).format(say(spec.background)))
-    rng.shuffle(tail)
-    return " ".join([text, *tail])
+    def article(words: str) -> str:
+        return ("an " if words[0] in "aeiou" else "a ") + words
+
+    def noun(item: Item) -> str:
+        word = say(item.shape)
+        color, size = (say(item.color) if item.color else None), (say(spec.size) if spec.size else None)
+        if item.count > 1:
+            word = PLURALS.get(word, word + "s")
+        if spec.kind == "counting":
+            return " ".join(w for w in (rng.choice(NUMBERS[item.count]), color, word) if w)
+        if color and rng.random() < 0.15:
+            return f"{article(' '.join(w for w in (size, word) if w))} that is {color}"
+        return article(" ".join(w for w in (size, color, word) if w))
+
+    nouns = [noun(item) for item in spec.items]
+    if spec.relation:
+        relation = spec.relation
+        if rng.random() < 0.5:
+            relation, nouns = OPPOSITE[relation], nouns[::-1]
+        body = f"{nouns[0]} {rng.choice(RELATION_WORDS[relation])} {nouns[1]}"
+    else:
+        if len(nouns) > 1:
+            rng.shuffle(nouns)
+        body = rng.choice(JOINS).join(nouns)
+    if spec.background is None:
+        return rng.choice(PREFIXES) + body
+    tail = rng.choice(BACKGROUND_WORDS).format(say(spec.background))
+    if rng.random() < 0.15:
+        return f"{tail}, {body}"
+    return f"{rng.choice(PREFIXES)}{body} {tail}"
+
+
+# ------------------------------------------------------------------------------------------------------ the pictures
+
+
+def layouts(spec: Spec) -> tuple[tuple[Place, ...], ...]:
+    """Every way to lay out the things of `spec`, in the order of its items.
+
+    A thing alone lies in the middle, and is small or large. Of two, one lies beside the other, or above it where the
+    prompt says so. Two alike lie beside or above one another, three in a triangle, four in the quarters.
+    """
+    item = spec.items[0]
+    ways: list[tuple[tuple[int, int], ...]]
+    if len(spec.items) == 2:
+        ways = [ROW if spec.relation == "left" else COLUMN] if spec.relation else [ROW, ROW[::-1]]
+    elif item.count > 1:
+        ways = list(LAYOUTS[item.count])
+    else:
+        sizes = [SIZES[spec.size]] if spec.size else list(SIZES.values())
+        return tuple((Place(SIZE / 2, SIZE / 2, r),) for r in sizes)
+    return tuple(tuple(Place(x * SIZE / 4, y * SIZE / 4, SLOT_SIZE) for x, y in way) for way in ways)
+
+
+def show(spec: Spec, layout: tuple[Place, ...], colors: tuple[str, ...], background: str) -> Scene:
+    """The scene of one of the layouts, with a colour for each item."""
+    if len(spec.items) == 2:
+        pairs = list(zip(spec.items, colors, layout, strict=True))
+    else:
+        pairs = [(spec.items[0], colors[0], place) for place in layout]
+    things = [Thing(item.shape, color, place.cx, place.cy, place.r) for item, color, place in pairs]
+    # In one order, so that a scene is one scene whatever spec it was drawn for.
+    return Scene(tuple(sorted(things, key=lambda t: (t.shape, t.cy, t.cx))), background)
+
+
+@lru_cache(maxsize=512)
+def possible(spec: Spec) -> tuple[Scene, ...]:
+    """Every scene that shows `spec`. Two things of different shapes have different colours."""
+    backgrounds = (spec.background,) if spec.background else tuple(BACKGROUNDS)
+    colors = itertools.product(*((item.color,) if item.color else tuple(COLORS) for item in spec.items))
+    choices = itertools.product(layouts(spec), [c for c in colors if len(set(c)) == len(c)], backgrounds)
+    return tuple(show(spec, layout, painted, background) for layout, painted, background in choices)
+
+
+def compose(spec: Spec, rng: random.Random) -> Scene:
+    """One of the scenes that show `spec`."""
+    return rng.choice(possible(spec))
 
 
 def shape_polygon(shape: str, cx: float, cy: float, r: float) -> list[tuple[float, float]]:
     """The outline, scaled so that its bounding box is 2r x 2r around (cx, cy)."""
     if shape == "circle":
-        points = [(math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 96, endpoint=False)]
+        points = [(math.cos(a), math.sin(a)) for a in np.linspace(0, 2 * math.pi, 64, endpoint=False)]
     elif shape == "square":
         points = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
     elif shape == "triangle":
         points = [(0, -1), (1, 1), (-1, 1)]
-    elif shape == "diamond":
-        points = [(0, -1), (1, 0), (0, 1), (-1, 0)]
     elif shape == "cross":
         t = 0.34
         points = [(-t, -1), (t, -1), (t, -t), (1, -t), (1, t), (t, t), (t, 1), (-t, 1), (-t, t), (-1, t), (-1, -t)]
@@ -140,47 +271,58 @@ def shape_polygon(shape: str, cx: float, cy: float, r: float) -> list[tuple[floa
     ]  # fmt: skip
 
 
-def render(spec: Spec, rng: random.Random) -> Image.Image:
-    """A 64x64 picture that shows `spec`; what it leaves free is drawn at random."""
-    r = rng.uniform(*SIZES[spec.size or rng.choice(list(SIZES))])
-    low, high = r + 2, SIZE - r - 2
-    middle = SIZE / 2
-    cx, cy = rng.uniform(low, high), rng.uniform(low, high)
-    if spec.place in ("left", "right"):
-        near = rng.uniform(low, min(middle - 5, high))
-        cx = near if spec.place == "left" else SIZE - near
-    if spec.place in ("top", "bottom"):
-        near = rng.uniform(low, min(middle - 5, high))
-        cy = near if spec.place == "top" else SIZE - near
-    color = COLORS[spec.color or rng.choice(list(COLORS))]
-    background = BACKGROUNDS[spec.background or rng.choice(list(BACKGROUNDS))]
-    return draw(spec.shape, cx, cy, r, color, background)
-
-
-def draw(
-    shape: str, cx: float, cy: float, r: float, color: tuple[int, int, int], background: tuple[int, int, int]
-) -> Image.Image:
-    """One anti-aliased shape."""
+def draw(scene: Scene) -> Image.Image:
+    """The scene as an anti-aliased 64x64 picture."""
     scale = 4
-    image = Image.new("RGB", (SIZE * scale, SIZE * scale), background)
-    outline = [(x * scale, y * scale) for x, y in shape_polygon(shape, cx, cy, r)]
-    ImageDraw.Draw(image).polygon(outline, fill=color)
-    return image.resize((SIZE, SIZE), Image.Resampling.BOX)
+    image = Image.new("RGB", (SIZE * scale, SIZE * scale), BACKGROUNDS[scene.background])
+    pen = ImageDraw.Draw(image)
+    for thing in scene.things:
+        outline = [(x * scale, y * scale) for x, y in shape_polygon(thing.shape, thing.cx, thing.cy, thing.r)]
+        pen.polygon(outline, fill=COLORS[thing.color])
+    return image.reduce(scale)
 
 
-def corrupt(spec: Spec, rng: random.Random) -> Spec:
-    """A full spec that differs from what `spec` asks in at least one named attribute."""
-    named = [k for k in ("shape", "color", "size", "background", "place") if getattr(spec, k) is not None]
-    values = {
-        "shape": SHAPES,
-        "color": tuple(COLORS),
-        "size": tuple(SIZES),
-        "background": tuple(BACKGROUNDS),
-        "place": {"left": ("right",), "right": ("left",), "top": ("bottom",), "bottom": ("top",)}.get(
-            spec.place or "", ()
-        ),
-    }
-    key = rng.choice(named)
-    changed = {k: getattr(spec, k) for k in ("shape", "color", "size", "background", "place")}
-    changed[key] = rng.choice([v for v in values[key] if v != changed[key]])
-    return Spec(**changed)
+def render(spec: Spec, rng: random.Random) -> Image.Image:
+    """A 64x64 picture that shows `spec`."""
+    return draw(compose(spec, rng))
+
+
+# ----------------------------------------------------------------------------------------------------- what is wrong
+
+
+def alter(spec: Spec, rng: random.Random) -> tuple[str, Spec]:
+    """A spec with one named attribute changed, and which: shape, color, count, position, swap, size or background.
+
+    No scene of the new spec shows what the old one asks.
+    """
+    ways = ["shape"]
+    if any(item.color for item in spec.items):
+        ways.append("color")
+    if spec.kind == "counting":
+        ways.append("count")
+    if spec.relation:
+        ways.append("position")
+    if spec.kind == "color_attr":
+        ways.append("swap")
+    ways += [name for name in ("size", "background") if getattr(spec, name)]
+    way = rng.choice(ways)
+    items = list(spec.items)
+    if way == "shape":
+        i = rng.randrange(len(items))
+        items[i] = replace(items[i], shape=rng.choice([s for s in SHAPES if s not in {item.shape for item in items}]))
+    elif way == "color":
+        i = rng.choice([i for i, item in enumerate(items) if item.color])
+        items[i] = replace(items[i], color=rng.choice([c for c in COLORS if c not in {item.color for item in items}]))
+    elif way == "count":
+        items[0] = replace(items[0], count=rng.choice([n for n in (1, 2, 3, 4) if n != items[0].count]))
+    elif way == "position":
+        items.reverse()
+    elif way == "swap":
+        items = [replace(items[0], color=items[1].color), replace(items[1], color=items[0].color)]
+    elif way == "size":
+        return way, replace(spec, size="large" if spec.size == "small" else "small")
+    else:
+        return way, replace(spec, background=rng.choice([b for b in BACKGROUNDS if b != spec.background]))
+    if spec.relation is None:
+        items.sort(key=lambda item: item.shape)  # as every spec's are: otherwise it would be of another key and split
+    return way, replace(spec, items=tuple(items))

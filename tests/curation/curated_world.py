@@ -19,7 +19,7 @@ NOISE = (4, 2, 2)
 # The tiny preset's rewards under the names of these scores.
 REWARDS = [
     "rewards.train=[{name: pick, kind: pickscore, id: 'pkg:pahi.tiny/weights/reward-alpha'}]",
-    "rewards.held_out=[{name: held, kind: pickscore, id: 'pkg:pahi.tiny/weights/reward-beta'}]",
+    "rewards.held_out=[{name: held, kind: clip_score, id: 'pkg:pahi.tiny/weights/reward-gamma'}]",
     "rewards.judges=[]",
 ]
 # What each of the special rows must end as.

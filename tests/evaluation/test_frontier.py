@@ -27,7 +27,11 @@ from pahi.settings import load_settings
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import frontier as command
 
-REWARDS = load_settings().rewards  # pick_alpha trains, pick_beta is held out, the oracle judges
+OWN = load_settings().rewards
+# pick_alpha trains, pick_beta is held out, the oracle judges.
+REWARDS = OWN.model_copy(
+    update={"train": OWN.train[:1], "held_out": [OWN.held_out[0].model_copy(update={"name": "pick_beta"})]}
+)
 PROMPTS, NOISES = 30, 2
 
 
@@ -153,10 +157,10 @@ def test_the_command_trains_measures_and_finds_it_again(tmp_path: Path, capsys: 
     first = capsys.readouterr()
     text = (tmp_path / "out/frontier.md").read_text()
     assert first.out == text
-    for word in ("4 test prompts", "| scale | 1 |", "| pahi | 1 |", "| best of 2 | - | 2 |", "pick_beta, difference"):
+    for word in ("4 test prompts", "| scale | 1 |", "| pahi | 1 |", "| best of 2 | - | 2 |", "clip_gamma, difference"):
         assert word in text
     assert {p.name for p in (tmp_path / "out").glob("*.svg")} == {
-        *(f"frontier-{name}.svg" for name in ("pick_alpha", "pick_beta", "oracle")), "compute.svg"
+        *(f"frontier-{name}.svg" for name in ("pick_alpha", "image_beta", "clip_gamma", "oracle")), "compute.svg"
     }  # fmt: skip
     assert command.main(whole) == 0
     again = capsys.readouterr()

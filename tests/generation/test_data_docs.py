@@ -90,7 +90,7 @@ def test_the_snippets_run_on_s3(
     control = sum(arm == "standard" for arm in rows["arm"].to_pylist())
     uplift = scope["uplift"].fetchall()  # type: ignore[attr-defined]
     assert sorted((name, pairs) for name, _, pairs in uplift) == [
-        (name, control) for name in ("pick_alpha", "pick_beta")
+        (name, control) for name in ("clip_gamma", "image_beta", "pick_alpha")
     ]
     assert scope["mu"].shape[1:] == (4, 4, 4)  # type: ignore[attr-defined]
     assert str(rows["prompt"][0]) in capsys.readouterr().out

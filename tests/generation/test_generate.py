@@ -47,7 +47,7 @@ def test_every_row_once_with_all_of_its_columns(tmp_path: Path) -> None:
         assert (row["kl"] == 0) == (row["arm"] == "standard")
     scores = output.read("scores").to_pylist()
     assert {(s["image_id"], s["reward"]) for s in scores} == {
-        (r["image_id"], m) for r in rows for m in ("pick_alpha", "pick_beta")
+        (r["image_id"], m) for r in rows for m in ("pick_alpha", "image_beta", "clip_gamma")
     }
     noise = output.read("noise")
     assert sorted(noise.column("prompt_id").to_pylist()) == sorted(ids)
@@ -86,11 +86,12 @@ def test_formats_and_quality(tmp_path: Path, kind: str, magic: bytes) -> None:
 
 
 def test_the_best_of_k_is_kept_and_all_k_are_recorded(tmp_path: Path) -> None:
-    ctx = world(tmp_path / "s", tmp_path, "generate.best_of=3", "generate.images_per_prompt=2")
+    one = "rewards.train.1.weight=0"  # so that one reward chooses
+    ctx = world(tmp_path / "s", tmp_path, one, "generate.best_of=3", "generate.images_per_prompt=2")
     output, _ = run(ctx)
     images = {row["image_id"]: row for row in output.read("images").to_pylist()}
     candidates = output.read("candidates").to_pylist()
-    assert len(candidates) == 3 * 2 * len(images)  # three candidates, two rewards
+    assert len(candidates) == 3 * 3 * len(images)  # three candidates, three rewards
     groups: dict[tuple, list[dict]] = {}
     for row in candidates:
         if row["reward"] == "pick_alpha":  # the one that trains
@@ -104,7 +105,7 @@ def test_the_best_of_k_is_kept_and_all_k_are_recorded(tmp_path: Path) -> None:
     kept_scores = {(r["image_id"], r["reward"]): r["score"] for r in candidates if r["kept"]}
     assert {(r["image_id"], r["reward"]): r["score"] for r in output.read("scores").to_pylist()} == kept_scores
     # Without a choice there is no such table, and a candidate drawn alone is the same picture.
-    alone = run(world(tmp_path / "s", tmp_path, "generate.images_per_prompt=6"))[0]
+    alone = run(world(tmp_path / "s", tmp_path, one, "generate.images_per_prompt=6"))[0]
     assert "candidates" not in alone.require().data["shards"][0]["tables"]
     single = {row["image_id"]: row["width"] for row in alone.read("images").to_pylist()}
     assert set(images) <= set(single)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pahi.tiny.scenes import all_specs, corrupt, render, wording
+from pahi.tiny.scenes import KINDS, all_specs, alter, render, wording
 
 
 def _interval(value: float, half: float) -> dict[str, float]:
@@ -63,11 +63,11 @@ def photograph(edge: int, seed: int, kind: str = "PNG") -> bytes:
 
 def gallery(n: int, seed: int = 0) -> list[dict[str, Any]]:
     rng = random.Random(seed)
-    specs = all_specs()
+    by_kind = [[spec for spec in all_specs() if spec.kind == kind] for kind in KINDS]
     rows = []
     for i in range(n):
-        spec = rng.choice(specs)
-        right, wrong = png(render(spec, rng)), png(render(corrupt(spec, rng), rng))
+        spec = rng.choice(rng.choice(by_kind))
+        right, wrong = png(render(spec, rng)), png(render(alter(spec, rng)[1], rng))
         uplift = rng.gauss(0.5, 1.0)
         rows.append(
             {
@@ -100,7 +100,6 @@ def run(n: int = 60) -> dict[str, Any]:
         ),
         _arm("best_of_4", "Best of 4", 4, 0.99, 0.31, 0.66, diversity=0.93, ms_per_image=25.0),
     ]
-    kinds = ("color", "size", "background", "position", "composition")
     by_kind = {
         kind: {
             arm["arm"]: {
@@ -111,7 +110,7 @@ def run(n: int = 60) -> dict[str, Any]:
             }
             for arm in arms
         }
-        for kind in kinds
+        for kind in KINDS
     }
     metrics = []
     for phase, steps in (("hpi", 120), ("pahi", 600)):

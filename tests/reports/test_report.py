@@ -85,7 +85,7 @@ def test_none_and_nan_are_not_numbers() -> None:
         arm.update(diversity=None, ms_per_image=float("nan"), kl=None, noise_norm=float("inf"))
         for reward in arm["rewards"].values():
             reward.update(mean=None, uplift=None, win_rate=None)
-    data["evaluate"]["by_kind"] = {"color": {"pahi": {"pick_alpha": None}}}
+    data["evaluate"]["by_kind"] = {"colors": {"pahi": {"pick_alpha": None}}}
     data["metrics"] = [{"phase": "pahi", "step": 0, "name": "loss", "value": float("nan")}]
     data["histograms"] = {"pick_alpha": {"standard": [], "pahi": [float("nan")]}}
     data["gallery"][0].update(

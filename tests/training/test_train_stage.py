@@ -72,7 +72,7 @@ def test_two_devices_train_as_one(alone: dict, cached: Path, prompts: Path, tmp_
     heard: list[tuple] = []
     two = run_stage("train", settings(root, prompts, "train.devices=2"), progress=lambda *step: heard.append(step))
     assert not two["skipped"] and two["fingerprint"] == alone["fingerprint"] and two["summary"] == alone["summary"]
-    for name in ("loss", "kl", "validation/pick_alpha", "validation/pick_beta"):
+    for name in ("loss", "kl", "validation/pick_alpha", "validation/clip_gamma"):
         assert curve(two, name) == pytest.approx(curve(alone, name), rel=1e-3, abs=1e-3), name
     assert [(done, total) for _, done, total, _ in heard] == [(n, 4) for n in (1, 2, 3, 4)]
     assert not any(p.is_file() for p in (Path(two["url"]) / "_state").rglob("*"))
@@ -111,7 +111,7 @@ def test_the_predictor_has_its_card(alone: dict) -> None:
     folder = Path(alone["url"]) / "predictor"
     got = ModelCard.load(folder / "README.md")
     assert got.data.license_name == "Apache-2.0" and got.data.tags == ["pahi", "diffusers"]
-    for name in ("pick_alpha", "pick_beta"):
+    for name in ("pick_alpha", "image_beta", "clip_gamma"):
         value = curve(alone, f"validation/{name}")[alone["summary"]["best_step"] - 1]
         assert f"| {name} |" in got.text and f"| {value:+.3f} |" in got.text
     assert "batch_size: 4" in got.text

@@ -1,0 +1,1 @@
+"""How the small world's models were made; `python -m pahi.tiny.train all` makes them again."""
