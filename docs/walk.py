@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STAND_INS = {
     "stabilityai/sd-turbo": "generator",
     "yuvalkirstain/PickScore_v1": "reward-alpha",
-    "openai/clip-vit-large-patch14": "reward-beta",
+    "openai/clip-vit-large-patch14": "reward-gamma",
 }
 QUICK = [
     "ingest.test_fraction=0.3",

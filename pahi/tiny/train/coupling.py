@@ -1,4 +1,4 @@
-"""Which scene a noise leads to: the means of its four channels choose what the prompt leaves free.
+"""Which scene a noise leads to: the means of its channels choose what the prompt leaves free.
 
 Flow matching with independent noise learns some map from noise to pictures over very many steps. Pairing noise and data
 beforehand spares that (Pooladian et al. 2023, "Multisample Flow Matching"; Tong et al. 2023, "Minibatch Optimal
