@@ -199,11 +199,20 @@ class Store:
         for start in range(0, len(keys), 1000):
             objects = {"Objects": [{"Key": key} for key in keys[start : start + 1000]], "Quiet": True}
             refused = self.fs.call_s3("delete_objects", Bucket=bucket, Delete=objects).get("Errors") or []
+            refused = [entry for entry in refused if not self._deleted_alone(bucket, entry["Key"])]
             if refused:
                 first, for_good = refused[0], refused[0].get("Code") in ("AccessDenied", "InvalidObjectState")
                 reason = f"{len(refused)} objects, the first s3://{bucket}/{first['Key']}: {first.get('Message')}"
                 # Anything but a refusal for good is asked for again, together with what is left.
                 raise PermissionError(errno.EACCES, reason) if for_good else OSError(errno.EBUSY, reason)
+
+    def _deleted_alone(self, bucket: str, key: str) -> bool:
+        """Some stores allow single deletes only."""
+        try:
+            self.fs.call_s3("delete_object", Bucket=bucket, Key=key)
+        except OSError:
+            return False
+        return True
 
     # ----------------------------------------------------------------------------------------------------- leftovers
 

@@ -88,7 +88,7 @@ def test_an_early_end_leaves_no_thread(world: World) -> None:
     parts = reading.parts_of(world.drawn) * 20
     for _ in reading.columns(parts, "images", ["image_id"]):
         break
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # those of earlier tests may end meanwhile
 
 
 def test_a_missing_file_is_one_line(world: World, tmp_path: Path) -> None:

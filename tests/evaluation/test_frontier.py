@@ -167,7 +167,7 @@ def test_the_command_trains_measures_and_finds_it_again(tmp_path: Path, capsys: 
     assert again.out == first.out and again.err.count(": found") == 2
     assert command.main([*words, "--hacking", "--steps", "2", "--seeds", "0"]) == 0
     table = (tmp_path / "out/hacking.md").read_text()
-    assert "| off | pooled | pahi | 0 |" in table and "| on | 0 | pahi | 1 |" in table
+    assert "| off | pooled | pahi | 0 |" in table and "| on | 0 | pahi | 0.5 |" in table
 
 
 def test_a_setting_may_be_for_one_predictor() -> None:

@@ -30,7 +30,7 @@ FACTS = Facts(
 
 
 def predictor(kind: str = "pahi", generator: str = "stabilityai/sd-turbo") -> NoisePredictor:
-    p = NoisePredictor.create(kind, (4, 16, 16), 64, 16, generator, "cc33")
+    p = NoisePredictor.create(kind, (4, 16, 16), 96, 16, generator, "cc33")
     p.card = card(p.config, sum(q.numel() for q in p.parameters()), FACTS)
     return p
 
@@ -38,7 +38,7 @@ def predictor(kind: str = "pahi", generator: str = "stabilityai/sd-turbo") -> No
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.parametrize("facts", [None, FACTS])
 def test_its_header_is_one_that_the_hub_reads(kind: str, facts: Facts | None) -> None:
-    p = NoisePredictor.create(kind, (4, 16, 16), 64, 16, "stabilityai/sd-turbo", "cc33")
+    p = NoisePredictor.create(kind, (4, 16, 16), 96, 16, "stabilityai/sd-turbo", "cc33")
     got = ModelCard(card(p.config, 1234, facts))
     assert isinstance(got.data, ModelCardData)
     assert got.data.base_model == "stabilityai/sd-turbo" and got.data.library_name == "pahi"

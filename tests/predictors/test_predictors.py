@@ -25,11 +25,11 @@ KINDS = [
 ]
 GAUSSIAN = ["scale", "hpi", "pahi", "conv", "lowrank", "preserving"]
 ADAPTIVE = KINDS[3:]  # those that read the prompt
-TINY = "pkg:pahi.tiny/weights/generator"
+TINY, WIDTH = "pkg:pahi.tiny/weights/generator", 96  # and what its text encoder pools
 
 
 def predictor(kind: str = "pahi") -> NoisePredictor:
-    return NoisePredictor.create(kind, (4, 16, 16), 64, 16)
+    return NoisePredictor.create(kind, (4, 16, 16), WIDTH, 16)
 
 
 def shaken(kind: str) -> NoisePredictor:
@@ -43,18 +43,18 @@ def shaken(kind: str) -> NoisePredictor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_untrained_it_is_the_standard_gaussian_to_the_bit(kind: str) -> None:
     eps = torch.randn(3, 4, 16, 16)
-    assert torch.equal(predictor(kind)(torch.randn(3, 64), eps), eps)
+    assert torch.equal(predictor(kind)(torch.randn(3, WIDTH), eps), eps)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_untrained_it_has_not_left_the_prior(kind: str) -> None:
-    assert torch.equal(predictor(kind).draw(torch.randn(3, 64), torch.randn(3, 4, 16, 16))[1], torch.zeros(3))
+    assert torch.equal(predictor(kind).draw(torch.randn(3, WIDTH), torch.randn(3, 4, 16, 16))[1], torch.zeros(3))
 
 
 @pytest.mark.parametrize("kind", GAUSSIAN)
 def test_the_divergence_of_gaussians_is_torchs(kind: str) -> None:
     p = shaken(kind)
-    pooled = torch.randn(3, 64)
+    pooled = torch.randn(3, WIDTH)
     mu, log_sigma = p.distribution(pooled)  # type: ignore[operator]
     theirs = kl_divergence(Normal(mu, log_sigma.exp()), Normal(0.0, 1.0)).flatten(1).mean(1)
     assert torch.allclose(p.draw(pooled, torch.randn(3, 4, 16, 16))[1], theirs, rtol=1e-4)
@@ -62,7 +62,7 @@ def test_the_divergence_of_gaussians_is_torchs(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["residual", "refined"])
 def test_a_residual_reads_noise_and_prompt_and_knows_how_far_it_went(kind: str) -> None:
-    p, eps, pooled = shaken(kind), torch.randn(3, 4, 16, 16), torch.randn(3, 64)
+    p, eps, pooled = shaken(kind), torch.randn(3, 4, 16, 16), torch.randn(3, WIDTH)
     x, divergence = p.draw(pooled, eps)
     f = p.residual(pooled, eps)  # type: ignore[operator]
     assert torch.allclose(divergence, f.square().sum((1, 2, 3)) / 2 / 1024, rtol=1e-5)
@@ -87,7 +87,7 @@ def test_they_fit_every_latent(kind: str, shape: tuple[int, int, int]) -> None:
 def test_gradients_reach_every_parameter_from_the_second_step_on(kind: str) -> None:
     p, target = predictor(kind), torch.randn(4, 16, 16)
     optimizer = torch.optim.SGD(p.parameters(), lr=1.0)
-    pooled, eps = torch.randn(32, 64), torch.randn(32, 4, 16, 16)
+    pooled, eps = torch.randn(32, WIDTH), torch.randn(32, 4, 16, 16)
     for _ in range(2):
         optimizer.zero_grad()
         x, divergence = p.draw(pooled, eps)
@@ -100,7 +100,7 @@ def test_gradients_reach_every_parameter_from_the_second_step_on(kind: str) -> N
 
 @pytest.mark.parametrize("kind", ADAPTIVE)
 def test_a_row_depends_on_that_row_alone(kind: str) -> None:
-    p, eps, pooled = shaken(kind), torch.randn(3, 4, 16, 16), torch.randn(3, 64)
+    p, eps, pooled = shaken(kind), torch.randn(3, 4, 16, 16), torch.randn(3, WIDTH)
     x, divergence = p.draw(pooled, eps)
     alone = p.draw(pooled[1:2], eps[1:2])
     assert torch.allclose(alone[0], x[1:2], rtol=1e-4, atol=1e-3)
@@ -110,7 +110,7 @@ def test_a_row_depends_on_that_row_alone(kind: str) -> None:
 
 
 def test_preserving_stays_on_the_shell_however_far_it_goes() -> None:
-    p, pooled = predictor("preserving"), torch.randn(64, 64)
+    p, pooled = predictor("preserving"), torch.randn(64, WIDTH)
     eps = torch.randn(64, 4, 16, 16)
     for scale in (0.3, 2.0, 50.0):
         with torch.no_grad():
@@ -136,7 +136,7 @@ def test_the_other_heads_are_smaller(shape: tuple[int, int, int]) -> None:
 
 
 def test_a_mixture_of_one_mode_is_that_gaussian() -> None:
-    p, pooled, eps = shaken("mixture"), torch.randn(3, 64), torch.randn(3, 4, 16, 16)
+    p, pooled, eps = shaken("mixture"), torch.randn(3, WIDTH), torch.randn(3, 4, 16, 16)
     with torch.no_grad():
         for q in (p.mu, p.log_sigma, p.mode):
             q.copy_(q[:1].expand_as(q))
@@ -148,7 +148,7 @@ def test_a_mixture_of_one_mode_is_that_gaussian() -> None:
 
 
 def test_a_mixtures_divergence_lies_between_its_bounds() -> None:
-    p, pooled, eps = shaken("mixture"), torch.randn(3, 64), torch.randn(3, 4, 16, 16)
+    p, pooled, eps = shaken("mixture"), torch.randn(3, WIDTH), torch.randn(3, 4, 16, 16)
     mu, log_sigma = p.distributions(pooled)  # type: ignore[operator]
     each = kl_divergence(Normal(mu, log_sigma.exp()), Normal(0.0, 1.0)).mean(1).flatten(1).mean(1)
     mean = mu.mean(1)
@@ -190,11 +190,11 @@ def test_repelled_pays_the_kl_of_a_linear_map(mu: float, s: float) -> None:
     p = predictor("repelled")
     p.residual = lambda pooled, eps: mu + (s - 1) * eps  # type: ignore[method-assign, assignment]
     eps = torch.randn(400, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    got = p.draw(torch.zeros(400, 64), eps)[1]
+    got = p.draw(torch.zeros(400, WIDTH), eps)[1]
     theirs = kl_divergence(Normal(mu, s), Normal(0.0, 1.0))
     assert torch.allclose(got.mean(), theirs, atol=4 * float(got.std()) / 20 + 1e-5)
     p.residual = lambda pooled, eps: 0.1 - 0.999 * eps  # type: ignore[method-assign, assignment]
-    assert p.draw(torch.zeros(400, 64), eps)[1].min() > 5, "one picture from all noise is far from the prior"
+    assert p.draw(torch.zeros(400, WIDTH), eps)[1].min() > 5, "one picture from all noise is far from the prior"
 
 
 def test_an_unknown_kind_is_named() -> None:
@@ -208,7 +208,7 @@ def test_a_zero_head_is_hpi_to_the_bit() -> None:
         hpi.mu.normal_()
         hpi.log_sigma.normal_()
     pahi.load_state_dict(hpi.state_dict())
-    eps, pooled = torch.randn(3, 4, 16, 16), torch.randn(3, 64)
+    eps, pooled = torch.randn(3, 4, 16, 16), torch.randn(3, WIDTH)
     assert torch.equal(hpi(pooled, eps), pahi(pooled, eps))
 
 
@@ -217,7 +217,7 @@ def test_saved_it_comes_back_equal(kind: str, tmp_path: Path) -> None:
     p = shaken(kind)
     p.save_pretrained(tmp_path)
     back = NoisePredictor.from_pretrained(str(tmp_path))
-    eps, pooled = torch.randn(2, 4, 16, 16), torch.randn(2, 64)
+    eps, pooled = torch.randn(2, 4, 16, 16), torch.randn(2, WIDTH)
     assert torch.equal(p(pooled, eps), back(pooled, eps))
 
 

@@ -273,9 +273,11 @@ def spoiled(name: str, spec: Spec, rng: random.Random, noise: np.random.Generato
         flat = (np.abs(picture - back) < 0.02).all(-1, keepdims=True)
         return np.where(flat, 0.5 + (back - 0.5) * 0.85 + noise.normal(0, 0.08, picture.shape), picture)
     if name in ("bitten", "bumped"):
-        # Where it is widest, on the right, and six pixels square.
-        down = {"triangle": 0.9, "star": -0.24}.get(thing.shape, 0.0)
-        x, y = int(thing.cx + thing.r), int(thing.cy + down * thing.r)
+        # Where it is widest, on the right, and six pixels square; out of a star's body, whose tips are thin.
+        across, down = {"triangle": (1.0, 0.9), "star": (1.0, -0.24)}.get(thing.shape, (1.0, 0.0))
+        if name == "bitten" and thing.shape == "star":
+            across, down = 0.5, 0.0
+        x, y = int(thing.cx + across * thing.r), int(thing.cy + down * thing.r)
         other = picture.copy()
         if name == "bumped":
             other[y - 3 : y + 3, x : x + 6] = np.array(COLORS[thing.color]) / 255
