@@ -40,7 +40,8 @@ def _panel(title: str, lines: dict[str, list[Point]], across: str) -> str:
     for power in range(x0, x1 + 1):
         at = x(10.0**power)
         svg.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}" stroke="#ddd"/>')
-        svg.append(f'<text x="{at:.1f}" y="{bottom + 16}" text-anchor="middle">{10**power:,} {escape(across)}</text>')
+        svg.append(f'<text x="{at:.1f}" y="{bottom + 16}" text-anchor="middle">{10**power:,}</text>')
+    svg.append(f'<text x="{right}" y="{bottom + 32}" text-anchor="end">{escape(across)}</text>')
     for i, (name, line) in enumerate(lines.items()):
         colour = COLOURS[i % len(COLOURS)]
         place = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in sorted(line))
