@@ -104,6 +104,12 @@ class ImageRewardModel(nn.Module):
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Normalised pixels (batch, 3, size, size), ids and mask (batch, tokens) -> scores (batch,), float32."""
+        state = self.fused(pixel_values, input_ids, attention_mask)
+        with torch.autocast(state.device.type, enabled=False):
+            return (self.mlp(state.float()).squeeze(-1) - self.mean) / self.std
+
+    def fused(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What the score is read from: the text's first token, having seen the picture, (batch, width)."""
         picture = self.visual_encoder(pixel_values=pixel_values).last_hidden_state  # (batch, patches + 1, width)
         states = self.text_encoder(
             input_ids=input_ids,
@@ -112,8 +118,7 @@ class ImageRewardModel(nn.Module):
             encoder_attention_mask=torch.ones(picture.shape[:2], dtype=torch.long, device=picture.device),
             is_decoder=False,  # every token sees every token; of a decoder it has the cross-attention alone
         ).last_hidden_state  # (batch, tokens, width)
-        with torch.autocast(states.device.type, enabled=False):
-            return (self.mlp(states[:, 0].float()).squeeze(-1) - self.mean) / self.std
+        return states[:, 0]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors; the tokenizer's own save_pretrained adds its files beside them."""

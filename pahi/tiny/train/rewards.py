@@ -246,11 +246,7 @@ def build_beta(work: Path) -> Learner:
         return states[:, 0]
 
     def both(x: Tensor, ids: Tensor) -> Tensor:
-        picture = model.visual_encoder(pixel_values=x).last_hidden_state
-        states = model.text_encoder(
-            ids, attention_mask=mask_of(ids, eos), encoder_hidden_states=picture, is_decoder=False
-        ).last_hidden_state
-        return states[:, 0]
+        return model.fused(x, ids, mask_of(ids, eos))
 
     def see(x: Tensor) -> Tensor:
         return model.visual_encoder(pixel_values=x).last_hidden_state.mean(1)
@@ -384,8 +380,8 @@ def train_reward(work: Path, name: str, n: int = 16) -> Learner:
         loss = learner.loss(x, torch.cat([fresh_ids, said]))
         whole = [(i, j, s) for i, row in enumerate(fresh.scenes) for j, s in enumerate(row) if s is not None]
         if learner.both is None:
-            right = [(i, s) for i, j, s in whole if j == 0]
-            loss = loss + 0.1 * modules["sights"](learner.see(x[: n // 2, 0]), sights([s for _, s in right]))
+            right = [s for _, j, s in whole if j == 0]
+            loss = loss + 0.1 * modules["sights"](learner.see(x[: n // 2, 0]), sights(right))
         else:
             i, j = torch.tensor([(i, j) for i, j, _ in whole]).T
             target = torch.tensor([matches(fresh.specs[i], s) for i, _, s in whole])
