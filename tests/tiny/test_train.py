@@ -11,12 +11,16 @@ from torch import nn
 from pahi.tiny import oracle, preferences, scenes
 from pahi.tiny.scenes import Item, Scene, Spec, Thing
 from pahi.tiny.train.autoencoder import SCALING_FACTOR, build_vae, pictures, standardise
-from pahi.tiny.train.coupling import Coupling, led_to, noise_of
+from pahi.tiny.train.coupling import Coupling, led_to
 from pahi.tiny.train.data import CONTEXT, attributes, build_tokenizer, sample_specs, tokens
 from pahi.tiny.train.loop import Loop
 from pahi.tiny.train.rewards import COUNTS, mask_of, sights
 
 TWO = Spec("two_object", (Item("circle"), Item("star")))
+
+
+def noise_of(count, seed):
+    return torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
 def shows(image: np.ndarray, spec: Spec) -> bool:

@@ -27,11 +27,6 @@ from pahi.tiny.scenes import Scene, Spec
 T = TypeVar("T")
 
 
-def noise_of(count: int, seed: int) -> Tensor:
-    """(count, 4, 16, 16), standard normal."""
-    return torch.randn(count, 4, 16, 16, generator=torch.Generator().manual_seed(seed))
-
-
 def choose(options: Sequence[T], share: float) -> T:
     """The option at `share` of the way from the first to the last, in [0, 1]."""
     return options[min(len(options) - 1, int(share * len(options)))]
