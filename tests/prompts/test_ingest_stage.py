@@ -2,8 +2,10 @@
 
 import http.server
 import importlib
+import json
 import linecache
 import shutil
+import subprocess
 import sys
 import threading
 from functools import partial
@@ -194,3 +196,13 @@ def test_hub_datasets_are_streamed(tmp_path, dataset):
             list(read_source(Source(path=f"hub:{dataset}", **wrong)))
     with pytest.raises(UserError, match=r"switched off|neither|cannot"):
         source_hash(Source(path="hub:owner/dataset"))
+
+
+def test_prompts_alone_need_no_models_libraries(tmp_path):
+    source = write(tmp_path / "a.txt", LINES)
+    command = ["-m", "pahi.cli", "ingest", "--prompts", str(source), "--root", str(tmp_path / "store"), "--json"]
+    done = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert json.loads(done.stdout)["summary"]["prompts"] == len(LINES)
+    assert {"pahi.stages.ingest", "pahi.prompts.near", "rensa"} <= imported
+    assert not imported & {"torch", "transformers", "diffusers", "datasets", "duckdb", "prefect"}
