@@ -119,12 +119,18 @@ def clusters(root: Path, files: int) -> np.ndarray:
     return np.concatenate(found)
 
 
+def peak_gb() -> float:
+    """The most memory that this process had at once, as Linux says."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**20
+
+
 def main(folder: Path, which: str, shape: list[int]) -> None:
     files, cores = len(list(folder.glob("*.jsonl"))), len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         steps = exact(folder, root, files) if which == "exact" else minhash(folder, root, files, *shape)
-        imported = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        imported = peak_gb()
         started = time.perf_counter()
         for number, (step, tasks) in enumerate(steps):
             executor = LocalPipelineExecutor(
@@ -136,7 +142,7 @@ def main(folder: Path, which: str, shape: list[int]) -> None:
         found = {
             "seconds": seconds,
             "cpu": sum(one.ru_utime + one.ru_stime for one in used),
-            "memory": max(one.ru_maxrss for one in used) / 2**20,
+            "memory": max(peak_gb(), used[1].ru_maxrss / 2**20),
             "imports": imported,
             "kept": sum(len(file.read_text().splitlines()) for file in (root / "out").glob("*.jsonl")),
         }
