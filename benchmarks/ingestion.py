@@ -236,7 +236,8 @@ def table(sizes: list[int], folder: Path, python: str | None, plot: Path | None)
                     print(f"bound for {what}: {seconds} s, {memory} GB: {'met' if met else 'NOT met'}", file=sys.stderr)
     for theirs, (ours, _) in DATATROVE.items():
         for a, b in zip(found[ours], found.get(theirs, []), strict=False):
-            print(f"\n{a['rows']:,} rows, {ours}: {b['seconds'] / a['seconds']:.1f} times as fast as {theirs}")
+            ratios = [f"{b[name] / a[name]:.1f} times" for name in ("seconds", "cpu")]
+            print(f"\n{a['rows']:,} rows, {ours} against {theirs}: {' less time, '.join(ratios)} less CPU time")
     if plot:
         charts = [
             (title, {what: [(got["rows"], got[name]) for got in runs] for what, runs in found.items()})

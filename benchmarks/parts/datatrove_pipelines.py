@@ -119,6 +119,12 @@ def clusters(root: Path, files: int) -> np.ndarray:
     return np.concatenate(found)
 
 
+def cpu_seconds() -> float:
+    """Of this process and of those that it waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
 def peak_gb() -> float:
     """The most memory that this process had at once, as Linux says."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -131,18 +137,17 @@ def main(folder: Path, which: str, shape: list[int]) -> None:
         root = Path(temporary)
         steps = exact(folder, root, files) if which == "exact" else minhash(folder, root, files, *shape)
         imported = peak_gb()
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), cpu_seconds()
         for number, (step, tasks) in enumerate(steps):
             executor = LocalPipelineExecutor(
                 step, tasks=tasks, workers=min(cores, tasks), start_method="fork", logging_dir=f"{root}/logs/{number}"
             )
             executor.run()
-        seconds = time.perf_counter() - started
-        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        seconds, cpu = time.perf_counter() - started, cpu_seconds() - cpu
         found = {
             "seconds": seconds,
-            "cpu": sum(one.ru_utime + one.ru_stime for one in used),
-            "memory": max(peak_gb(), used[1].ru_maxrss / 2**20),
+            "cpu": cpu,
+            "memory": max(peak_gb(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20),
             "imports": imported,
             "kept": sum(len(file.read_text().splitlines()) for file in (root / "out").glob("*.jsonl")),
         }
