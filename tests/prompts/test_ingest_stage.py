@@ -63,6 +63,24 @@ def test_each_source_has_its_statistics(tmp_path):
     ]  # fmt: skip
 
 
+def test_several_sources_each_with_its_own_columns_limit_and_weight(tmp_path):
+    (tmp_path / "a.csv").write_text("words,prompt,topic\n" + "".join(f"a fox {i},no,animals\n" for i in range(9)))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"c": f"an owl {i}", "set": "test"}) + "\n" for i in range(9)))
+    pq.write_table(pa.table({"caption": [f"a castle by night {i}" for i in range(200)]}), tmp_path / "c.parquet")
+    sources = [
+        {"path": str(tmp_path / "a.csv"), "text": "words", "kind": "topic", "limit": 4, "name": "foxes"},
+        {"path": str(tmp_path / "b.jsonl"), "text": "c", "split": "set"},
+        {"path": str(tmp_path / "c.parquet"), "weight": 0.5},
+    ]
+    output, _ = ingest.run(context(tmp_path, *sources, near_duplicates="ignore"))
+    prompts = output.read("prompts").to_pylist()
+    foxes, owls, castles = ([p for p in prompts if p["source"] == name] for name in ("foxes", "b", "c"))
+    assert [(p["text"], p["kind"]) for p in foxes] == [(f"a fox {i}", "animals") for i in range(4)]
+    assert len(owls) == 9 and {(p["split"], p["kind"]) for p in owls} == {("test", None)}
+    assert 70 < len(castles) < 130 and len(prompts) == len(foxes) + len(owls) + len(castles)
+    assert output.require().summary["rejected"] == {"not_sampled": 200 - len(castles)}
+
+
 def test_the_command_prints_the_table(tmp_path, capsys):
     a = write(tmp_path / "a.txt", ["a  fox", "a fox", "", "an owl"])
     assert call(["ingest", "--prompts", str(a), "--root", str(tmp_path)]) == 0
