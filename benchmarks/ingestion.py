@@ -2,7 +2,7 @@
 
     python benchmarks/ingestion.py                         10^4, 10^5 and 10^6 prompts, each in a process of its own
     python benchmarks/ingestion.py --rows 10000            one size
-    python benchmarks/ingestion.py --plot docs/ingestion.svg  and draws seconds and memory against rows
+    python benchmarks/ingestion.py --plot docs/ingestion.svg  and draws CPU seconds and memory against rows
     python benchmarks/ingestion.py --real ../shared/prompts   what is kept of real files, and why
 
 The prompts are made from real ones (--prompts): fragments of two to five words from different prompts make a new one
@@ -241,7 +241,7 @@ def table(sizes: list[int], folder: Path, python: str | None, plot: Path | None)
     if plot:
         charts = [
             (title, {what: [(got["rows"], got[name]) for got in runs] for what, runs in found.items()})
-            for title, name in (("seconds", "seconds"), ("peak memory, GB", "memory"))
+            for title, name in (("CPU seconds", "cpu"), ("peak memory, GB", "memory"))
         ]
         plot.write_text(panels(charts, "rows"))
 
@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=Path, default=Path("../shared/prompts"), help="folder of the real prompts")
     parser.add_argument("--real", type=Path, help="only the table of what is kept of the real prompts there")
     parser.add_argument("--datatrove", metavar="PYTHON", help="a Python that has datatrove: compare")
-    parser.add_argument("--plot", type=Path, metavar="SVG", help="draw seconds and memory against rows there")
+    parser.add_argument("--plot", type=Path, metavar="SVG", help="draw CPU seconds and memory there")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--what", help=argparse.SUPPRESS)
     options = parser.parse_args()
