@@ -69,6 +69,7 @@ def make(folder: Path, rows: int) -> None:
                 "source": [sources[i % 3] for i in range(prompts)],
                 "kind": [kinds[i % 6] for i in range(prompts)],
                 "group": names,
+                "cluster": names,
                 "split": [("train", "validation", "test")[min(i % 10, 2)] for i in range(prompts)],
             }
         ),

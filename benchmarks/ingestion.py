@@ -2,7 +2,7 @@
 
     python benchmarks/ingestion.py                         10^4, 10^5 and 10^6 prompts, each in a process of its own
     python benchmarks/ingestion.py --rows 10000            one size
-    python benchmarks/ingestion.py --plot docs/ingestion.svg  and draws seconds and memory against rows
+    python benchmarks/ingestion.py --plot docs/ingestion.svg  and draws CPU seconds and memory against rows
     python benchmarks/ingestion.py --real ../shared/prompts   what is kept of real files, and why
 
 The prompts are made from real ones (--prompts): fragments of two to five words from different prompts make a new one
@@ -11,11 +11,12 @@ entities, full-width letters), 20% are an earlier one with one edit (a letter, a
 words swapped, capitals and punctuation), 5% share half their fragments with an earlier one, which must not count as
 near, and 2% are empty, too long or not UTF-8.
 
-Side by side with datatrove's MinHash over the same rows, in the same run (nothing else needs datatrove, so it gets an
-environment of its own):
+Side by side with datatrove over the same rows, in the same run (nothing else needs datatrove, so it gets an environment
+of its own): the same cleaning and filters, then its exact duplicates, or its MinHash as it comes and with a shape for
+texts as short as prompts. What each side does is said in `parts/datatrove_pipelines.py`.
 
-    python -m venv /tmp/datatrove && /tmp/datatrove/bin/pip install "datatrove[io]"
-    python benchmarks/ingestion.py --datatrove /tmp/datatrove/bin/python
+    python -m venv /tmp/datatrove && /tmp/datatrove/bin/pip install datatrove tokenizers orjson regex "xxhash<4"
+    python benchmarks/ingestion.py --rows 100000 --datatrove /tmp/datatrove/bin/python
 """
 
 import argparse
@@ -40,9 +41,14 @@ from pahi.settings import Source, load_settings
 SIZES = (10_000, 100_000, 1_000_000)
 # Bounds on two cores at a million rows: seconds and GB.
 BOUNDS = {"ingestion": (40, 1.0), "with near-duplicates": (240, 3.0)}
-DATATROVE = "datatrove's MinHash"
+# datatrove's pipelines, and which of ours each is compared with. MinHash: words a shingle, buckets, hashes a bucket.
+DATATROVE = {
+    "datatrove, exact duplicates": ("ingestion", ["exact"]),
+    "datatrove, MinHash as it comes": ("with near-duplicates", ["minhash", "5", "14", "8"]),
+    "datatrove, MinHash for prompts": ("with near-duplicates", ["minhash", "3", "25", "5"]),
+}
 FILES = ("partiprompts/PartiPrompts.tsv", "diffusiondb/refl_data.json", "geneval/evaluation_metadata.jsonl")
-NEW, REPEAT, EDIT, HALF, BROKEN = "new", "repeat", "edit", "half", "broken"
+KINDS = NEW, REPEAT, EDIT, HALF, BROKEN = ("new", "repeat", "edit", "half", "broken")
 
 
 # ------------------------------------------------------------------------------------------------------- the prompts
@@ -67,7 +73,7 @@ def planted(count: int, pieces: list[str]) -> Iterator[tuple[str, str, int]]:
     rng = random.Random(1)
     bases: list[tuple[int, list[str]]] = []
     for row in range(count):
-        kind = rng.choices((NEW, REPEAT, EDIT, HALF, BROKEN), (58, 15, 20, 5, 2))[0] if bases else NEW
+        kind = rng.choices(KINDS, (58, 15, 20, 5, 2))[0] if bases else NEW
         if kind == BROKEN:
             yield rng.choice(["", "  ", "\udcff broken", "word " * 600]), kind, row
             continue
@@ -120,13 +126,12 @@ def edited(text: str, rng: random.Random) -> str:
 def write(folder: Path, count: int, pieces: list[str]) -> Path:
     """The CSV, and beside it what each of its rows is."""
     path, truth = folder / f"{count}.csv", np.empty((count, 2), np.int64)
-    kinds = (NEW, REPEAT, EDIT, HALF, BROKEN)
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_ALL)
         writer.writerow(["id", "prompt"])
         for row, (text, kind, origin) in enumerate(planted(count, pieces)):
             writer.writerow([row, text])
-            truth[row] = kinds.index(kind), origin
+            truth[row] = KINDS.index(kind), origin
     np.save(path.with_suffix(".npy"), truth)
     return path
 
@@ -156,36 +161,43 @@ def measure(path: Path, near: bool) -> dict[str, float]:
         return found | (quality(output, path) if near else {})
 
 
-def datatrove(python: str, path: Path) -> dict[str, float]:
-    """The same near-duplicates by datatrove, which does nothing else: neither cleaning nor exact duplicates."""
-    texts = [row.text for row in read_source(Source(path=str(path))) if not row.error]  # type: ignore[call-arg]
+def datatrove(python: str, path: Path, pipeline: list[str]) -> dict[str, float]:
+    """The same rows through datatrove, from two files, so that it can use two cores."""
+    rows = [(row.row, row.text) for row in read_source(Source(path=str(path))) if not row.error]  # type: ignore[call-arg]
     with tempfile.TemporaryDirectory() as folder:
         for part in range(2):
-            lines = (json.dumps({"text": text, "id": str(i)}) for i, text in enumerate(texts) if i % 2 == part)
+            lines = (json.dumps({"text": text, "id": str(row)}) for row, text in rows[part::2])
             Path(folder, f"{part}.jsonl").write_text("\n".join(lines) + "\n")
-        del texts
-        return _child([python, str(Path(__file__).parent / "parts/datatrove_minhash.py"), folder])
+        found = _child([python, str(Path(__file__).parent / "parts/datatrove_pipelines.py"), folder, *pipeline])
+        if pipeline[0] == "exact":
+            return found
+        clusters = np.load(Path(folder, "clusters.npy"))
+    first: dict[int, int] = {}
+    for row, cluster in clusters[np.argsort(clusters[:, 0])].tolist():
+        first.setdefault(cluster, row)
+    joined = {row: first[cluster] for row, cluster in clusters.tolist()}
+    return found | _quality({row: joined.get(row, row) for row, _ in rows}, path)
 
 
 def quality(output, path: Path) -> dict[str, float]:  # type: ignore[no-untyped-def]
-    """Recall: planted edits in their origin's cluster. Precision: rows of a cluster that belong with its first."""
-    truth = np.load(path.with_suffix(".npy"))
+    """How well the clusters of a partition are those that were planted."""
     table = output.read("prompts", ["prompt_id", "cluster", "row"])
-    rows = dict(zip(table.column("prompt_id").to_pylist(), table.column("row").to_pylist(), strict=True))
-    # A repeat that comes before its origin's row cannot be: rows only refer back.
-    cluster = {
-        row: rows[c]
-        for row, c in zip(table.column("row").to_pylist(), table.column("cluster").to_pylist(), strict=True)
-    }
-    planted = [r for r in cluster if truth[r - 1, 0] == 2 and truth[r - 1, 1] + 1 in cluster]
+    ids, clusters, numbers = (table.column(name).to_pylist() for name in ("prompt_id", "cluster", "row"))
+    rows = dict(zip(ids, numbers, strict=True))
+    return _quality({row: rows[cluster] for row, cluster in zip(numbers, clusters, strict=True)}, path)
+
+
+def _quality(cluster: dict[int, int], path: Path) -> dict[str, float]:
+    """Recall: planted edits in their origin's cluster. Precision: rows of a cluster that belong with its first.
+
+    cluster: row, counted from 1 -> the first row of its cluster. Rows that are equal once cleaned do not count.
+    """
+    truth = np.load(path.with_suffix(".npy"))
+    planted = [r for r in cluster if truth[r - 1, 0] == KINDS.index(EDIT) and truth[r - 1, 1] + 1 in cluster]
     hits = sum(cluster[r] == cluster[int(truth[r - 1, 1]) + 1] for r in planted)
-    joined = [(r, c) for r, c in cluster.items() if r != c]
+    joined = [(r, c) for r, c in cluster.items() if r != c and truth[r - 1, 0] != KINDS.index(REPEAT)]
     right = sum(truth[r - 1, 1] == truth[c - 1, 1] for r, c in joined)
-    return {
-        "recall": hits / max(1, len(planted)),
-        "precision": right / max(1, len(joined)),
-        "planted": len(planted),
-    }
+    return {"recall": hits / max(1, len(planted)), "precision": right / max(1, len(joined)), "planted": len(planted)}
 
 
 def child(path: Path, what: str) -> dict[str, float]:
@@ -208,8 +220,8 @@ def table(sizes: list[int], folder: Path, python: str | None, plot: Path | None)
     with tempfile.TemporaryDirectory() as temporary:
         for count in sizes:
             path = write(Path(temporary), count, pieces)
-            for what in (*BOUNDS, *([DATATROVE] if python else [])):
-                got = datatrove(python, path) if python and what == DATATROVE else child(path, what)
+            for what in (*BOUNDS, *(DATATROVE if python else ())):
+                got = datatrove(python, path, DATATROVE[what][1]) if python and what in DATATROVE else child(path, what)
                 found.setdefault(what, []).append(got | {"rows": count})
                 share = [f"{got[name]:.4f}" if name in got else "" for name in ("recall", "precision")]
                 print(
@@ -222,15 +234,14 @@ def table(sizes: list[int], folder: Path, python: str | None, plot: Path | None)
                     met = got["seconds"] <= seconds and got["memory"] <= memory
                     met = met and got.get("recall", 1) >= 0.95 and got.get("precision", 1) >= 0.99
                     print(f"bound for {what}: {seconds} s, {memory} GB: {'met' if met else 'NOT met'}", file=sys.stderr)
-    for ours, theirs in zip(found["with near-duplicates"], found.get(DATATROVE, []), strict=False):
-        print(
-            f"\n{ours['rows']:,} rows: ours takes {theirs['seconds'] / ours['seconds']:.1f} times less time than "
-            f"{DATATROVE}, cleaning and filters included."
-        )
+    for theirs, (ours, _) in DATATROVE.items():
+        for a, b in zip(found[ours], found.get(theirs, []), strict=False):
+            ratios = [f"{b[name] / a[name]:.1f} times" for name in ("seconds", "cpu")]
+            print(f"\n{a['rows']:,} rows, {ours} against {theirs}: {' less time, '.join(ratios)} less CPU time")
     if plot:
         charts = [
             (title, {what: [(got["rows"], got[name]) for got in runs] for what, runs in found.items()})
-            for title, name in (("seconds", "seconds"), ("peak memory, GB", "memory"))
+            for title, name in (("CPU seconds", "cpu"), ("peak memory, GB", "memory"))
         ]
         plot.write_text(panels(charts, "rows"))
 
@@ -274,8 +285,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*", default=list(SIZES), help="sizes")
     parser.add_argument("--prompts", type=Path, default=Path("../shared/prompts"), help="folder of the real prompts")
     parser.add_argument("--real", type=Path, help="only the table of what is kept of the real prompts there")
-    parser.add_argument("--datatrove", metavar="PYTHON", help="a Python that has datatrove, to be compared with")
-    parser.add_argument("--plot", type=Path, metavar="SVG", help="draw seconds and memory against rows there")
+    parser.add_argument("--datatrove", metavar="PYTHON", help="a Python that has datatrove: compare")
+    parser.add_argument("--plot", type=Path, metavar="SVG", help="draw CPU seconds and memory there")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--what", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -29,7 +29,8 @@ from pahi.rewards import load_reward
 from pahi.rewards.image_reward import ImageRewardModel, published_text_config, published_vision_config
 from pahi.rewards.reference import MED, pil_pixels
 from pahi.settings import RewardModel, load_settings
-from pahi.stages.common import Context, to_uint8
+from pahi.stages.common import Context
+from pahi.stages.tensors import to_uint8
 
 ROUNDS = 3
 Work = dict[str, Callable[[], Any]]

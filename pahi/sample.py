@@ -13,7 +13,8 @@ from pahi.predictors import NoisePredictor
 from pahi.prompts.cleaning import clean, prompt_id
 from pahi.settings import Settings
 from pahi.stages import ingest, train
-from pahi.stages.common import Context, missing, to_uint8
+from pahi.stages.common import Context, missing
+from pahi.stages.tensors import to_uint8
 
 GAP = 8  # pixels between two pictures
 FORMATS = (".png", ".webp", ".jpg", ".jpeg")

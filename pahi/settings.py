@@ -482,7 +482,7 @@ class Preferences(Tree):
     disagreeing: bool = Field(False, description="Also pairs of which some reward prefers the other picture.")
 
 
-STRATA = ("source", "kind", "group", "split")
+STRATA = ("source", "kind", "group", "cluster", "split")
 
 
 class Curate(Tree):
@@ -505,7 +505,8 @@ class Curate(Tree):
     pareto: bool = Field(False, description="Drop what another picture of the prompt beats by every reward.")
     top_k: int | None = Field(None, ge=1, description="Pictures kept of each prompt, best first.")
     quotas: dict[str, int | dict[str, int]] = Field(
-        default_factory=dict, description="At most this many pictures of each source, kind, group or split, best first."
+        default_factory=dict,
+        description="At most this many pictures of each source, kind, group, cluster or split, best first.",
     )
     keep_fraction: float = Field(
         0.8, gt=0, le=1, description="Share of pictures kept, best first by the combined score."

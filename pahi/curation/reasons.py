@@ -22,7 +22,7 @@ REASONS = {
     "disagreement": Reason("max_disagreement", "pleases the training rewards far more than the held-out ones"),
     "pareto": Reason("pareto", "is no better by any reward than another picture of its prompt, and worse by one"),
     "top_k": Reason("top_k", "is not among the best of its prompt"),
-    "quota": Reason("quotas", "is not among the best of its source, kind, group or split"),
+    "quota": Reason("quotas", "is not among the best of its source, kind, group, cluster or split"),
     "keep_fraction": Reason("keep_fraction", "is not among the best of all"),
     "broken": Reason("", "cannot be decoded, or has another size than its row says"),
     "blank": Reason("min_contrast", "shows next to nothing"),

@@ -55,6 +55,8 @@ class Repetitive:
 
     def _one(self, text: str) -> Verdict:
         words = text.casefold().split()
+        if len(set(words)) == len(words):  # quick to see, and true of most
+            return None
         triples = list(zip(words, words[1:], words[2:], strict=False))
         share = 1 - len(set(triples)) / len(triples) if triples else 0.0
         return f"{share:.2f} of its word sequences repeat; at most {self.most:g}" if share > self.most else None

@@ -126,21 +126,23 @@ def read_json(source: Source, max_expansion: int = 200) -> Iterator[Row]:
     if not values:
         raise UserError(f"{name}: is an empty array")
     limited = values[: source.limit]
-    keys = _keys(limited, source)
+    keys = _keys(((value, None) for value in limited), source)
     for number, value in enumerate(limited, start=1):
         yield _from_json(number, value, keys)
 
 
 def read_jsonl(source: Source, max_expansion: int = 200) -> Iterator[Row]:
     """One object or string a line."""
-    with open_content(source, max_expansion) as file:
-        # Which columns there are is known at the end only: any object may have a key that the others lack. Lines take
-        # far less memory than the objects in them.
-        lines = [(line.strip(), cut) for line, cut in islice(_lines(file, source), source.limit)]
-    if not any(line for line, _ in lines):
-        raise UserError(f"{shown(source.path)}: is empty")
-    keys = _keys((value for value, error in (_parse(*line) for line in lines) if not error), source)
-    for number, (line, cut) in enumerate(lines, start=1):
+
+    def lines() -> Iterator[tuple[str, bool]]:
+        with open_content(source, max_expansion) as file:
+            for line, cut in islice(_lines(file, source), source.limit):
+                yield line.strip(), cut
+
+    # Which columns there are is known at the end only, as any object may have a key that the others lack. So the file
+    # is read twice, and may be larger than memory.
+    keys = _keys((_parse(*line) for line in lines() if line[0]), source)
+    for number, (line, cut) in enumerate(lines(), start=1):
         value, error = _parse(line, cut) if line else ("", None)
         yield make_row(number, utf8(line), error=error) if error else _from_json(number, value, keys)
 
@@ -159,7 +161,7 @@ def read_parquet(source: Source, max_expansion: int = 200) -> Iterator[Row]:
                 raise UserError(f"{name}: has no rows")
             wanted = {i: parquet.schema_arrow.names[i] for i in vars(columns).values() if i is not None}
             number = 0
-            for batch in parquet.iter_batches(columns=list(wanted.values())):
+            for batch in parquet.iter_batches(10_000, columns=list(wanted.values())):
                 values = {i: _values(batch.column(column)) for i, column in wanted.items()}
                 for index in range(batch.num_rows):
                     number += 1
@@ -232,15 +234,20 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _keys(values: Iterable[Any], source: Source) -> dict[str, str]:
-    """Key of each role, over all objects; empty where all rows are bare strings."""
+def _keys(parsed: Iterable[tuple[Any, str | None]], source: Source) -> dict[str, str]:
+    """Key of each role, over all objects; empty where all rows are bare strings. `parsed` are (value, error)."""
     names: dict[str, None] = {}
-    found = objects = 0
-    for value in values:
+    rows = found = objects = 0
+    for value, error in parsed:
+        rows += 1
+        if error:
+            continue
         found += 1
         if isinstance(value, dict):
             objects += 1
             names.update(dict.fromkeys(value))
+    if not rows:
+        raise UserError(f"{shown(source.path)}: is empty")
     if not found:
         raise UserError(f"{shown(source.path)}: no line of it is JSON; an array over many lines is .json")
     listed = list(names)

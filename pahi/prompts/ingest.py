@@ -4,7 +4,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,12 @@ from pahi.prompts.cleaning import Cleaned, clean_fully, prompt_id
 from pahi.prompts.filters import judge, make_filters
 from pahi.prompts.near import Signatures
 from pahi.prompts.rows import EMPTY, NO_TEXT, Row
+from pahi.prompts.spill import BATCH, Rows
 from pahi.prompts.splits import SPLITS, Placed, Reject, drop_near, place, split_of
 from pahi.settings import Ingest
 
 REJECTED_CHARACTERS = 2000  # kept of a rejected row's text
 RAW_FACTOR = 10  # raw text may be this much longer than cleaned, by entities and white space
-BATCH = 10_000  # rows that filters see at once
 _DECIDED = ("group", "split", "cluster")  # once all rows are known
 _NONE: list[Any] = []  # one for all: a million lists of nothing are work for the garbage collector
 
@@ -59,7 +59,7 @@ def ingest_rows(
     rows = iter(source_rows)
     while batch := list(islice(rows, BATCH)):
         sieve.add(batch)
-    kept, rejects = sieve.kept.table(), sieve.rejects
+    kept, rejects = sieve.kept, sieve.rejects
     del sieve  # and with it a dictionary of all prompts, before signatures take its place
     guarded = [
         (f"{name}:{row.row}", text)
@@ -67,26 +67,30 @@ def ingest_rows(
         if not row.error and row.text and (text := clean_fully(row.text, settings.clean).text)
     ]
     decided, rejected = _decided(kept, known, guarded, settings)
-    gone = np.array(sorted(rejected), np.int64)
-    left = kept.select(["source", "row", "text", "original"]).take(gone).to_pylist()
-    for i, one in zip(gone.tolist(), left, strict=True):
-        text = (one["original"] or one["text"])[:REJECTED_CHARACTERS]
-        rejects.add(one["source"], one["row"], text, *rejected[i])
-    stays = np.ones(len(kept), bool)
-    stays[gone] = False
-    batches, start = [], 0
-    waiting = kept.to_batches()[::-1]
-    del kept
-    while waiting:  # batch by batch, so that the table is never there twice
-        batch = waiting.pop()
+    prompts, start = Rows(PROMPTS), 0
+    for batch in kept.batches():
+        end = start + len(batch)
+        stays = np.ones(len(batch), bool)
+        for i in range(start, end) if rejected else ():
+            if i in rejected:
+                source, row, text, original = (
+                    batch.column(name)[i - start].as_py() for name in ("source", "row", "text", "original")
+                )
+                rejects.add(source, row, (original or text)[:REJECTED_CHARACTERS], *rejected[i])
+                stays[i - start] = False
         columns = {name: batch.column(name) for name in PROMPTS.names}
         columns["original"] = pc.coalesce(columns["original"], columns["text"])
         for name, values in decided.items():
             columns[name] = values.slice(start, len(batch))
-        part = pa.table(columns).filter(pa.array(stays[start : start + len(batch)]))
-        batches += part.cast(PROMPTS).to_batches()
-        start += len(batch)
-    return Ingested(pa.Table.from_batches(batches, PROMPTS), rejects.table().cast(REJECTS))
+        for part in pa.table(columns).filter(pa.array(stays)).cast(PROMPTS).combine_chunks().to_batches():
+            prompts.extend(part)
+        start = end
+    return Ingested(prompts.table(), rejects.table().cast(REJECTS))
+
+
+def _undecided(schema: pa.Schema) -> pa.Schema:
+    """What is decided later (group, split, cluster) is empty until then."""
+    return pa.schema([field.with_nullable(True) for field in schema])
 
 
 class _Sieve:
@@ -100,7 +104,7 @@ class _Sieve:
         self.first: dict[bytes, int | Verdict] = {}  # the kept prompt, or why the first of its kind was left out
         self.rows = array("q")  # of the kept prompts
         self.sources: list[str] = []
-        self.kept, self.rejects = _Rows(PROMPTS), _Rows(REJECTS)
+        self.kept, self.rejects = Rows(_undecided(PROMPTS)), Rows(_undecided(REJECTS))
 
     def add(self, batch: Sequence[SourceRow]) -> None:
         cleaned = [self._clean(row) for _, row in batch]
@@ -172,80 +176,67 @@ class _Sieve:
         self.rejects.add(source, row.row, text, reason, detail, instead)
 
 
-class _Rows:
-    """A table that grows by rows, held as Arrow so that a million of them stay small."""
-
-    def __init__(self, schema: pa.Schema) -> None:
-        # What is decided later (group, split, cluster) is empty until then.
-        self.schema = pa.schema([field.with_nullable(True) for field in schema])
-        self.batches: list[pa.RecordBatch] = []
-        self.waiting: list[tuple[Any, ...]] = []
-
-    def add(self, *values: Any) -> None:
-        self.waiting.append(values)
-        if len(self.waiting) == BATCH:
-            self._pack()
-
-    def table(self) -> pa.Table:
-        self._pack()
-        return pa.Table.from_batches(self.batches, self.schema)
-
-    def _pack(self) -> None:
-        if self.waiting:
-            columns = zip(*self.waiting, strict=True)
-            arrays = [pa.array(c, field.type) for c, field in zip(columns, self.schema, strict=True)]
-            self.batches.append(pa.RecordBatch.from_arrays(arrays, schema=self.schema))
-            self.waiting = []
-
-
 def _fraction(identity: str) -> float:
     """A prompt's place in [0, 1), by which a source's share is drawn."""
     return int.from_bytes(hashlib.sha256(f"weight:{identity}".encode()).digest()[:8], "big") / 2**64
 
 
 def _decided(
-    kept: pa.Table, known: pa.Table, guarded: Sequence[tuple[str, str]], settings: Ingest
+    kept: Rows, known: pa.Table, guarded: Sequence[tuple[str, str]], settings: Ingest
 ) -> tuple[dict[str, Any], dict[int, Reject]]:
     """Columns of all kept prompts, and which of them are rejected after all."""
-    nothing_ties = all(kept.column(name).null_count == len(kept) for name in ("group", "split"))
+    ids, groups, splits = _columns(kept, ("prompt_id", "group", "split"))
+    nothing_ties = all(column.null_count == len(column) for column in (groups, splits))
     if settings.near_duplicates == "ignore" and not guarded and nothing_ties:
         # Each goes by its own hash, and a million need no list of Python's strings.
         fractions = settings.validation_fraction, settings.test_fraction
-        ids = kept.column("prompt_id")
-        splits = [pa.array([split_of(i, *fractions) for i in part.to_pylist()], pa.string()) for part in ids.chunks]
-        return {"group": ids, "split": pa.chunked_array(splits, pa.string()), "cluster": ids}, {}
-    placed = _placed(kept, known, guarded, settings)
+        by_hash = [pa.array([split_of(i, *fractions) for i in part.to_pylist()], pa.string()) for part in ids.chunks]
+        return {"group": ids, "split": pa.chunked_array(by_hash, pa.string()), "cluster": ids}, {}
+    placed = _placed(kept, (ids, groups, splits), known, guarded, settings)
     return {name: pa.array(getattr(placed, name), pa.string()) for name in _DECIDED}, placed.rejected
 
 
-def _placed(kept: pa.Table, known: pa.Table, guarded: Sequence[tuple[str, str]], settings: Ingest) -> Placed:
+def _columns(kept: Rows, names: Sequence[str]) -> list[pa.ChunkedArray]:
+    """Small columns, whole."""
+    # To concatenate is to copy: a column of a batch that was read holds on to all of the batch.
+    parts = [[pa.concat_arrays([c, c[:0]]) for c in map(batch.column, names)] for batch in kept.batches()]
+    kinds = [kept.schema.field(name).type for name in names]
+    return [pa.chunked_array([part[i] for part in parts], kind) for i, kind in enumerate(kinds)]
+
+
+def _placed(
+    kept: Rows,
+    columns: tuple[pa.ChunkedArray, pa.ChunkedArray, pa.ChunkedArray],
+    known: pa.Table,
+    guarded: Sequence[tuple[str, str]],
+    settings: Ingest,
+) -> Placed:
     """Near-duplicates, splits, and what is too near an evaluation set."""
     fractions = settings.validation_fraction, settings.test_fraction
-    ids, groups, splits = (kept.column(name).to_pylist() for name in ("prompt_id", "group", "split"))
+    ids, groups, splits = (column.to_pylist() for column in columns)
     none = np.empty(0, np.int64)
     pairs = none, none, np.empty(0)
     dropped: dict[int, tuple[int, float]] = {}
-    near = settings.near_duplicates != "ignore" and len(kept) > 0
+    near = settings.near_duplicates != "ignore" and len(ids) > 0
     old = known if near else known.slice(0, 0)
-    if near or (guarded and len(kept)):
+    if near or (guarded and ids):
         # Evaluation sets first, then earlier partitions, then what is new: pairs of the former two do not matter.
-        texts = [
-            *(text for _, text in guarded), *old.column("text").to_pylist(), *kept.column("text").to_pylist()
-        ]  # fmt: skip
-        signatures = Signatures(texts, settings.near_threshold)
+        batches = chain(old.select(["text"]).to_batches(), kept.batches())
+        texts = (text for batch in batches for text in batch.column("text").to_pylist())
+        signatures = Signatures(chain((text for _, text in guarded), texts), settings.near_threshold)
         begin, frozen = len(guarded), len(guarded) + len(old)
-        contaminated = signatures.first_near(np.arange(begin), np.arange(frozen, len(texts))) if guarded else {}
-        rest = np.arange(begin, len(texts))
+        every = np.arange(len(signatures))
+        contaminated = signatures.first_near(every[:begin], every[frozen:]) if guarded else {}
         if settings.near_duplicates == "drop":
-            dropped = drop_near(signatures, rest, frozen)
+            dropped = drop_near(signatures, every[begin:], frozen)
         elif near:
-            pairs = signatures.pairs(rest, frozen)
+            pairs = signatures.pairs(every[begin:], frozen)
             pairs = pairs[0] - begin, pairs[1] - begin, pairs[2]
     else:
         begin, frozen, contaminated = 0, 0, {}
-    old_ids = old.column("prompt_id").to_pylist()
+    all_ids = [*old.column("prompt_id").to_pylist(), *ids]
     placed = place(
-        old_ids + ids,
+        all_ids,
         old.column("group").to_pylist() + groups,
         old.column("split").to_pylist() + splits,
         pairs,
@@ -253,10 +244,9 @@ def _placed(kept: pa.Table, known: pa.Table, guarded: Sequence[tuple[str, str]],
         old.column("cluster").to_pylist(),
         fractions,
     )
-    every = [*old_ids, *ids]
     for i, (j, similarity) in dropped.items():
-        detail = f"similarity {similarity:.2f} to {every[j - begin]}"
-        placed.rejected[i - frozen] = "near_duplicate", detail, every[j - begin]
+        detail = f"similarity {similarity:.2f} to {all_ids[j - begin]}"
+        placed.rejected[i - frozen] = "near_duplicate", detail, all_ids[j - begin]
     for i, (j, similarity) in contaminated.items():
         if placed.split[i - frozen] != "test":
             detail = f"similarity {similarity:.2f} to {guarded[j][0]}"

@@ -12,9 +12,12 @@ exactly, so that what is found is near without exception; only what is missed is
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
+
+from pahi.prompts.spill import Flat
 
 SLOTS = 128
 SHINGLE = 4  # bytes
@@ -40,12 +43,16 @@ def band_rows(threshold: float) -> int:
     return max((r for r in range(1, 17) if 1 - (1 - threshold**r) ** (SLOTS // r) >= FOUND), default=1)
 
 
-def shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(all shingles one after another as uint64, number of each text's); one text's can repeat."""
-    encoded = [normal(text).encode("utf-8", "replace").ljust(SHINGLE) for text in texts]
-    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+def encoded(text: str) -> bytes:
+    """The text as its shingles are cut, at least one shingle long."""
+    return normal(text).encode("utf-8", "replace").ljust(SHINGLE)
+
+
+def shingles(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Encoded texts -> (all shingles one after another as uint64, number of each text's); one text's can repeat."""
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     counts = lengths - SHINGLE + 1
-    data = np.frombuffer(b"".join(encoded) + bytes(SHINGLE), np.uint8)
+    data = np.frombuffer(b"".join(texts) + bytes(SHINGLE), np.uint8)
     packed = np.zeros(len(data) - SHINGLE, np.uint64)
     for place in range(SHINGLE):
         packed |= data[place : place + len(packed)].astype(np.uint64) << np.uint64(8 * place)
@@ -58,18 +65,27 @@ def shingles(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Signatures:
-    """MinHash signatures of texts: (texts, 128) uint32."""
+    """MinHash signatures of texts: (texts, 128) uint32. They, and the texts as they are compared, can be on disk."""
 
-    def __init__(self, texts: Sequence[str], threshold: float) -> None:
+    def __init__(self, texts: Iterable[str], threshold: float) -> None:
         from rensa import RMinHash
 
-        self.texts, self.threshold, self.rows = texts, threshold, band_rows(threshold)
-        self.values = np.empty((len(texts), SLOTS), np.uint32)
-        for start in range(0, len(texts), ROWS):
-            tokens, counts = shingles(texts[start : start + ROWS])
+        self.threshold, self.rows = threshold, band_rows(threshold)
+        data, ends, values = Flat(np.uint8), Flat(np.int64), Flat(np.uint32)
+        rest, end = iter(texts), 0
+        while batch := [encoded(text) for text in islice(rest, ROWS)]:
+            tokens, counts = shingles(batch)
             offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
             matrix = RMinHash.digest_matrix_from_flat_token_hashes(tokens, offsets, SLOTS, SEED)
-            self.values[start : start + ROWS] = np.array(matrix.to_rows(), np.uint32)
+            values.add(np.array(matrix.to_rows(), np.uint32))
+            data.add(np.frombuffer(b"".join(batch), np.uint8))
+            ends.add(end + np.cumsum(counts + SHINGLE - 1))
+            end += int(counts.sum()) + len(batch) * (SHINGLE - 1)
+        self.values = values.array().reshape(-1, SLOTS)
+        self.data, self.ends = data.array(), ends.array()
+
+    def __len__(self) -> int:
+        return len(self.values)
 
     def pairs(self, alive: np.ndarray, frozen: int = 0) -> Pairs:
         """Near pairs among the texts `alive` (sorted indices), sorted by (second, first).
@@ -102,6 +118,26 @@ class Signatures:
                 nearest[b] = a, similarity
         return nearest
 
+    def similarity(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Exact Jaccard similarity of pairs of texts, (pairs,) float64."""
+        found = np.empty(len(first))
+        for start in range(0, len(first), ROWS):
+            a, b = first[start : start + ROWS], second[start : start + ROWS]
+            x, y = (self._sets(side) for side in (a, b))
+            both = np.sort(np.concatenate([x, y]))
+            shared = _rows(both[1:][both[1:] == both[:-1]], len(a))
+            found[start : start + ROWS] = shared / (_rows(x, len(a)) + _rows(y, len(a)) - shared)
+        return found
+
+    def _sets(self, indices: np.ndarray) -> np.ndarray:
+        """Distinct shingles of each text, as row << 40 | 40 bits of the shingle, sorted."""
+        ends = self.ends[indices]
+        starts = np.where(indices > 0, self.ends[indices - 1], 0)
+        texts = [self.data[a:b].tobytes() for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+        tokens, counts = shingles(texts)
+        rows = np.repeat(np.arange(len(indices), dtype=np.uint64), counts)
+        return _distinct(rows << np.uint64(40) | tokens >> np.uint64(24))
+
     def _keys(self, alive: np.ndarray) -> Iterator[np.ndarray]:
         """Of each band, a hash of its slots: (alive,) uint64."""
         for band in range(SLOTS // self.rows):
@@ -114,7 +150,7 @@ class Signatures:
     def _verified(self, packed: list[np.ndarray]) -> Pairs:
         every = _distinct(np.concatenate(packed)) if packed else np.empty(0, np.uint64)
         b, a = (every >> np.uint64(32)).astype(np.int64), (every & np.uint64(0xFFFFFFFF)).astype(np.int64)
-        similarity = jaccard(self.texts, a, b)
+        similarity = self.similarity(a, b)
         near = similarity >= self.threshold
         return a[near], b[near], similarity[near]
 
@@ -127,25 +163,6 @@ class Signatures:
             near = agree >= (self.threshold - SLACK) * SLOTS
             kept.append(y[near].astype(np.uint64) << np.uint64(32) | x[near].astype(np.uint64))
         return np.concatenate(kept) if kept else np.empty(0, np.uint64)
-
-
-def jaccard(texts: Sequence[str], first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Exact similarity of pairs of texts, (pairs,) float64."""
-    found = np.empty(len(first))
-    for start in range(0, len(first), ROWS):
-        a, b = first[start : start + ROWS], second[start : start + ROWS]
-        x, y = (_sets(texts, side) for side in (a, b))
-        both = np.sort(np.concatenate([x, y]))
-        shared = _rows(both[1:][both[1:] == both[:-1]], len(a))
-        found[start : start + ROWS] = shared / (_rows(x, len(a)) + _rows(y, len(a)) - shared)
-    return found
-
-
-def _sets(texts: Sequence[str], indices: np.ndarray) -> np.ndarray:
-    """Distinct shingles of each text, as row << 40 | 40 bits of the shingle, sorted."""
-    tokens, counts = shingles([texts[i] for i in indices])
-    rows = np.repeat(np.arange(len(indices), dtype=np.uint64), counts)
-    return _distinct(rows << np.uint64(40) | tokens >> np.uint64(24))
 
 
 def _distinct(values: np.ndarray) -> np.ndarray:

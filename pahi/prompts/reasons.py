@@ -16,6 +16,6 @@ REASONS = {
     "duplicate": "equal, once cleaned, to an earlier row of this run",
     "known": "equal, once cleaned, to a prompt of an earlier run",
     "near_duplicate": "near an earlier prompt, with near_duplicates=drop",
-    "near_other_split": "near prompts of two splits, or of another split than its cluster's",
+    "near_other_split": "near prompts of two splits, or of another split than its own or its cluster's",
     "contaminated": "near a prompt of an evaluation set, and not in the test split",
 }

@@ -81,17 +81,23 @@ def place(
         wanted.setdefault(one, Counter())[split] += 1
         beside.setdefault((one, split), other)
 
+    # A newcomer's own split does not stand against what an earlier partition gave its neighbour, and then ties nothing.
+    refused: dict[int, int] = {}
+    for a, b in edges:
+        if a < fixed <= b and splits[b] is not None and splits[a] != splits[b]:
+            refused.setdefault(b, a)
+
     named = {groups[i] for i in free if groups[i] is not None}
     anchors: dict[tuple[str | None, str], int] = {}  # a named group's first assigned member, by split
     for i, group in enumerate(groups):
-        if group in named and (split := splits[i]) is not None:
+        if group in named and i not in refused and (split := splits[i]) is not None:
             anchors.setdefault((group, split), i)
     for i in free:
         for split in SPLITS:
             if (groups[i], split) in anchors:
                 tie(i, anchors[groups[i], split])
     for a, b in edges:
-        if (splits[a] is None) != (splits[b] is None):
+        if (splits[a] is None) != (splits[b] is None) and not {a, b} & refused.keys():
             tie(*((a, b) if splits[a] is None else (b, a)))
 
     # What belongs with two splits goes, and connects nothing.
@@ -114,6 +120,9 @@ def place(
 
     cluster = _clusters(ids, clusters, edges)
     found = Placed(cluster[fixed:], [group or ids[i] for i, group in enumerate(groups)][fixed:], list(splits[fixed:]))
+    for i, other in refused.items():
+        detail = f"is named {splits[i]}, and is near {ids[other]} of an earlier run's {splits[other]} split"
+        found.rejected[i - fixed] = "near_other_split", detail, None
     for i in torn:
         names = " and ".join(split for split in SPLITS if split in wanted[i])
         found.rejected[i - fixed] = "near_other_split", f"belongs with prompts of {names}", None

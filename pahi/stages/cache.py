@@ -23,6 +23,7 @@ from pahi.rewards.load import kind_of, source
 from pahi.stages import ingest
 from pahi.stages.checkpoints import keep_all
 from pahi.stages.common import Context, environment, missing
+from pahi.stages.tensors import read_conditioning, read_prepared
 from pahi.training.trainer import PromptSet
 
 STAGE, VERSION = "cache", 2
@@ -194,8 +195,6 @@ def baseline_scores(table: pa.Table, reward: str, seeds: int) -> dict[str, list[
 
 def prompt_sets(ctx: Context, output: Output, manifest: Manifest) -> tuple[PromptSet, PromptSet]:
     """The training and validation prompts as the trainer reads them."""
-    from pahi.stages.common import read_conditioning, read_prepared
-
     conditioning_table, text_table = output.read("conditioning"), output.read("reward_text")
     baseline = output.read("baseline")
     conditioning = read_conditioning(conditioning_table)

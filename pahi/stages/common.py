@@ -1,27 +1,31 @@
-"""What every stage needs: the settings, the store, the loaded models, and where its output lies."""
+"""What every stage needs: the settings, the store, the loaded models, and where its output lies.
+
+What has to do with models is imported when it is asked for: a stage without models needs neither torch's memory nor its
+seconds.
+"""
+
+from __future__ import annotations
 
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import torch
+from typing import TYPE_CHECKING, Any
 
 from pahi.artifacts import Output, Store
 from pahi.artifacts import fingerprint as make_fingerprint
-from pahi.artifacts.schemas import read_tensor
 from pahi.errors import UserError
-from pahi.generators import Conditioning, Generator
-from pahi.generators.load import generator_hash, load, located, pick_device, replaced_parts
-from pahi.rewards import Prepared, Reward, load_reward
-from pahi.rewards.load import source
 from pahi.settings import Generator as GeneratorSettings
 from pahi.settings import RewardModel, Settings
-from pahi.stages.checkpoints import Checkpoints
+
+if TYPE_CHECKING:
+    import torch
+
+    from pahi.generators import Generator
+    from pahi.rewards import Reward
+    from pahi.stages.checkpoints import Checkpoints
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -53,6 +57,10 @@ class Context:
 
     @cached_property
     def device(self) -> torch.device:
+        import torch
+
+        from pahi.generators.load import pick_device
+
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
         return pick_device(self.settings.device)
@@ -60,10 +68,14 @@ class Context:
     @cached_property
     def generator_settings(self) -> GeneratorSettings:
         """The generator's settings, with the store's copy in place of each Hub id that it has one of."""
+        from pahi.generators.load import located
+
         return located(self.settings.generator, self.checkpoints.place)
 
     @cached_property
     def generator(self) -> Generator:
+        from pahi.generators.load import load, replaced_parts
+
         _quiet()
         s = self.settings.generator
         generator = load(self.generator_settings, self.device)
@@ -76,6 +88,8 @@ class Context:
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
+        from pahi.stages.checkpoints import Checkpoints
+
         return Checkpoints(self.store)
 
     @cached_property
@@ -83,6 +97,8 @@ class Context:
         return {}
 
     def reward(self, model: RewardModel) -> Reward:
+        from pahi.rewards import load_reward
+
         if model.name not in self._rewards:
             _quiet()
             self._rewards[model.name] = load_reward(model, self.device, self.checkpoints.find)
@@ -90,6 +106,8 @@ class Context:
 
     def release(self) -> None:
         """Forgets the loaded models, so that other processes have their memory; asked for again, they are loaded."""
+        import torch
+
         self.__dict__.pop("generator", None)
         self._rewards.clear()
         if torch.cuda.is_initialized():
@@ -104,6 +122,9 @@ class Context:
     @cached_property
     def model_hashes(self) -> dict[str, str]:
         """Content hashes of the generator and of every reward, by name."""
+        from pahi.generators.load import generator_hash
+        from pahi.rewards.load import source
+
         hashes = {"generator": generator_hash(self.generator_settings)}
         found = {model.name: source(model, self.checkpoints.find) for model in self.reward_models}
         trained = {found[model.name].weights: model.name for model in self.settings.rewards.train}
@@ -136,34 +157,13 @@ def missing(stage: str, upstream: str) -> UserError:
 
 
 def environment(started: float, **extra: Any) -> dict[str, Any]:
-    """What goes to run.json."""
+    """What goes to run.json; of torch only where the stage used it."""
+    torch = sys.modules.get("torch")
     return {
         "host": platform.node(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        **({"torch": torch.__version__, "threads": torch.get_num_threads()} if torch else {}),
         "seconds": round(time.time() - started, 3),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **extra,
     }
-
-
-def read_conditioning(table: pa.Table) -> Conditioning:
-    """A `conditioning` table as the generator made it."""
-    names = [n for n in table.column_names if n.startswith("embed_")]
-    embeds = {n.removeprefix("embed_"): torch.from_numpy(read_tensor(table, n).copy()) for n in names}
-    return Conditioning(
-        embeds, torch.from_numpy(read_tensor(table, "pooled").copy()), table.column("truncated").to_pylist()
-    )
-
-
-def read_prepared(table: pa.Table, reward: str) -> Prepared:
-    """One reward's columns of a `reward_text` table."""
-    prefix = f"{reward}__"
-    names = [f.name for f in table.schema if f.name.startswith(prefix) and not pa.types.is_boolean(f.type)]
-    return {n.removeprefix(prefix): torch.from_numpy(read_tensor(table, n).copy()) for n in names}
-
-
-def to_uint8(images: torch.Tensor) -> np.ndarray:
-    """Pictures (batch, 3, h, w) around [0, 1] -> (batch, h, w, 3) uint8."""
-    return (images.detach().float().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -24,7 +24,8 @@ from pahi.generation.pictures import encode
 from pahi.generators import standard_noise
 from pahi.settings import RewardModel
 from pahi.stages import cache, ingest, train
-from pahi.stages.common import Context, environment, missing, to_uint8
+from pahi.stages.common import Context, environment, missing
+from pahi.stages.tensors import to_uint8
 
 STAGE, VERSION = "evaluate", 2
 BENCHMARKS = "benchmarks.json"  # what other evaluators found: it comes later, so no manifest names it

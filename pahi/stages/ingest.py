@@ -27,7 +27,7 @@ from pahi.prompts.location import shown
 from pahi.settings import Source
 from pahi.stages.common import Context, environment
 
-STAGE, VERSION = "ingest", 2
+STAGE, VERSION = "ingest", 3
 KNOWN = ["prompt_id", "text", "group", "split", "cluster"]
 
 

@@ -1,4 +1,7 @@
-"""The stages by name, alone or in their order."""
+"""The stages by name, alone or in their order.
+
+A stage is imported when it runs: all but ingest bring torch with them.
+"""
 
 import time
 from typing import Any
@@ -6,9 +9,8 @@ from typing import Any
 from pahi.artifacts import Output
 from pahi.errors import UserError
 from pahi.settings import Settings
-from pahi.stages import cache, curate, evaluate, generate, ingest, train
+from pahi.stages import ingest
 from pahi.stages.common import Context, Progress, missing, silent
-from pahi.stages.report import write
 
 STAGES = ("ingest", "cache", "train", "evaluate", "generate", "curate")
 
@@ -24,19 +26,23 @@ def run_stage(
     if with_upstream:
         for upstream in STAGES[: STAGES.index(name)]:
             # Evaluation is nobody's input.
-            if upstream != evaluate.STAGE:
+            if upstream != "evaluate":
                 # Asked for by name, training is on everything that was ingested, and so is its cache.
-                _one(upstream, ctx, by_name=name == train.STAGE)
+                _one(upstream, ctx, by_name=name == "train")
     return _one(name, ctx, by_name=True)
 
 
 def fetch_models(settings: Settings, *, progress: Progress | None = None) -> list[dict[str, Any]]:
     """Brings every checkpoint into the store, so that workers start without the Hub: one row a model."""
+    from pahi.stages import cache
+
     return cache.fetch(Context(settings, progress or silent))
 
 
 def run_all(settings: Settings, *, progress: Progress | None = None) -> list[dict[str, Any]]:
     """Every stage in its order, then the report. A dataset that grew keeps its predictor."""
+    from pahi.stages.report import write
+
     ctx = Context(settings, progress or silent)
     results = [_one(name, ctx, by_name=False) for name in STAGES]
     return [*results, {"stage": "report", "dataset": settings.name, "url": write(ctx)}]
@@ -49,6 +55,8 @@ def run_next(name: str, settings: Settings, *, progress: Progress | None = None)
 
 def write_report(settings: Settings) -> str:
     """Writes report.html of what is finished; returns its place."""
+    from pahi.stages.report import write
+
     return write(Context(settings))
 
 
@@ -62,6 +70,8 @@ def sample_grid(settings: Settings) -> str:
 
 def plan_curation(settings: Settings, *, progress: Progress | None = None) -> dict[str, Any]:
     """What curation would keep and drop, and why; nothing is written. Raises UserError where nothing was drawn yet."""
+    from pahi.stages import curate
+
     ctx = Context(settings, progress or silent)
     return curate.plan(ctx, ingest.chain(ctx))
 
@@ -76,11 +86,12 @@ def publish(
 ) -> dict[str, Any]:
     """Copies the curated dataset, or its preference set alone, to the Hub, a folder or another store."""
     from pahi.curation.publish import publish as send
+    from pahi.stages import curate
 
     ctx = Context(settings, progress or silent)
     output = curate.locate(ctx, ingest.chain(ctx))
     if output is None:
-        raise missing("publish", curate.STAGE)
+        raise missing("publish", "curate")
     return send(
         output,
         target,
@@ -91,39 +102,38 @@ def publish(
 
 
 def _one(name: str, ctx: Context, by_name: bool) -> dict[str, Any]:
+    if name not in STAGES:
+        raise UserError(f"no stage {name!r}; there are {', '.join(STAGES)}")
     started = time.time()
-    if name == ingest.STAGE:
+    if name == "ingest":
         output, skipped = ingest.run(ctx)
-        return _result(ctx, name, [output], skipped, started)
+        return _result(ctx, name, [output], output.require().summary, skipped, started)
+    from pahi.stages import cache, curate, evaluate, generate, train
+
     partitions = ingest.chain(ctx)
-    if name in (cache.STAGE, train.STAGE) and not by_name:
+    if name in ("cache", "train") and not by_name:
         # Training again is a decision: what was learned on the prompts that this dataset began with stays in use.
         found = train.newest(ctx, partitions)
         if found is not None:
             partitions = found[1]
-    if name == cache.STAGE:
-        output, skipped = cache.run(ctx, partitions)
-    elif name == train.STAGE:
-        output, skipped = train.run(ctx, partitions)
-    elif name == evaluate.STAGE:
-        output, skipped = evaluate.run(ctx, partitions)
-    elif name == generate.STAGE:
+    if name == "generate":
         outputs, skipped = generate.run(ctx, partitions)
-        return _result(ctx, name, outputs, skipped, started)
-    elif name == curate.STAGE:
-        output, skipped = curate.run(ctx, partitions)
-    else:
-        raise UserError(f"no stage {name!r}; there are {', '.join(STAGES)}")
-    return _result(ctx, name, [output], skipped, started)
+        summary = outputs[-1].require().summary
+        if len(outputs) > 1:
+            # A grown dataset's pictures lie in several partitions.
+            keys = ("prompts", "images", "failed")
+            summary = {k: sum(o.require().summary[k] for o in outputs) for k in keys} | {"partitions": len(outputs)}
+        return _result(ctx, name, outputs, summary, skipped, started)
+    stages = {"cache": cache, "train": train, "evaluate": evaluate, "curate": curate}
+    output, skipped = stages[name].run(ctx, partitions)
+    summary = evaluate.summary_of(output) if name == "evaluate" else output.require().summary
+    return _result(ctx, name, [output], summary, skipped, started)
 
 
-def _result(ctx: Context, name: str, outputs: list[Output], skipped: bool, started: float) -> dict[str, Any]:
+def _result(
+    ctx: Context, name: str, outputs: list[Output], summary: dict[str, Any], skipped: bool, started: float
+) -> dict[str, Any]:
     last = outputs[-1]
-    summary = evaluate.summary_of(last) if name == evaluate.STAGE else last.require().summary
-    if len(outputs) > 1:
-        # A grown dataset's pictures lie in several partitions.
-        keys = ("prompts", "images", "failed")
-        summary = {k: sum(o.require().summary[k] for o in outputs) for k in keys} | {"partitions": len(outputs)}
     return {
         "stage": name,
         "dataset": ctx.settings.name,

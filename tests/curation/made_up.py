@@ -26,6 +26,7 @@ def prompts(count: int) -> pa.Table:
             "source": [("parti", "hpd")[i % 2] for i in range(count)],
             "kind": [KINDS[i % 3] for i in range(count)],
             "group": [f"group {i // 2}" for i in range(count)],
+            "cluster": [f"cluster {i // 4}" for i in range(count)],
             "split": [("train", "train", "train", "validation", "test")[i % 5] for i in range(count)],
         }
     )

@@ -172,14 +172,14 @@ def test_top_k_of_each_prompt_by_the_weighted_rewards(weights: dict[str, float],
         assert alive(s) == set().union(*(best(group, 2) for group in by_prompt.values()))
 
 
-@pytest.mark.parametrize("limit", [7, {"counting": 3, "position": 0}])
-def test_quotas_of_a_kind(limit: Any) -> None:
-    kind = dict(zip(*made_up.prompts(30).select(["prompt_id", "kind"]).to_pydict().values(), strict=True))
+@pytest.mark.parametrize(("by", "limit"), [("kind", {"counting": 3, "position": 0}), *((by, 3) for by in STRATA)])
+def test_quotas_of_a_stratum(by: str, limit: Any) -> None:
+    of = dict(zip(*made_up.prompts(30).select(["prompt_id", by]).to_pydict().values(), strict=True))
     groups = defaultdict(dict)
     for i, value in combined().items():
-        groups[kind[BY_ID[i]["prompt_id"]]][i] = value
+        groups[of[BY_ID[i]["prompt_id"]]][i] = value
     most = limit if isinstance(limit, dict) else dict.fromkeys(groups, limit)
-    with selected(quotas={"kind": limit}) as s:
+    with selected(quotas={by: limit}) as s:
         assert alive(s) == set().union(*(best(g, most.get(k, len(g))) for k, g in groups.items()))
 
 
@@ -215,7 +215,7 @@ LIMITS = st.fixed_dictionaries(
         "max_disagreement": st.floats(0.01, 3),
         "pareto": st.booleans(),
         "top_k": st.integers(1, 4),
-        "quotas": st.dictionaries(st.sampled_from(["source", "kind", "group", "split"]), st.integers(0, 30)),
+        "quotas": st.dictionaries(st.sampled_from(STRATA), st.integers(0, 30)),
         "keep_fraction": st.floats(0.01, 1),
     },
 )

@@ -62,6 +62,19 @@ def test_a_line_of_ten_megabytes_is_one_reject(tmp_path):
         assert reject["reason"] == "too_long" and reject["row"] == 2 and len(reject["text"]) == 2000
 
 
+@pytest.mark.parametrize("suffix", ["txt", "csv", "tsv", "jsonl", "jsonl.gz"])
+def test_a_file_may_be_larger_than_memory(tmp_path, suffix):
+    texts = [f"{i} " + "fox " * 1000 for i in range(4000)]
+    lines = [json.dumps({"prompt": text}) for text in texts] if "jsonl" in suffix else ["prompt", *texts]
+    content = "\n".join(lines).encode()
+    (tmp_path / f"a.{suffix}").write_bytes(gzip.compress(content, 1) if suffix.endswith("gz") else content)
+    del content, lines
+    tracemalloc.start()
+    found = sum(row.text.endswith("fox ") for row in read_source(Source(path=str(tmp_path / f"a.{suffix}")), 10_000))
+    assert found == 4000 and tracemalloc.get_traced_memory()[1] < 2 << 20
+    tracemalloc.stop()
+
+
 def test_a_line_without_end_is_cut(tmp_path, monkeypatch):
     monkeypatch.setattr("pahi.prompts.formats.MAX_LINE", 200_000)
     (tmp_path / "a.txt").write_text("a fox\n" + "x" * 500_000 + "\nan owl\n" + "y" * 300_000)

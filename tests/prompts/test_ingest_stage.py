@@ -2,8 +2,10 @@
 
 import http.server
 import importlib
+import json
 import linecache
 import shutil
+import subprocess
 import sys
 import threading
 from functools import partial
@@ -59,6 +61,24 @@ def test_each_source_has_its_statistics(tmp_path):
          "cleaned": {"html": 1, "whitespace": 1}, "characters": 9.5},
         {"source": "b", "rows": 2, "prompts": 0, "rejected": {"duplicate": 1, "too_long": 1}, "cleaned": {}},
     ]  # fmt: skip
+
+
+def test_several_sources_each_with_its_own_columns_limit_and_weight(tmp_path):
+    (tmp_path / "a.csv").write_text("words,prompt,topic\n" + "".join(f"a fox {i},no,animals\n" for i in range(9)))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"c": f"an owl {i}", "set": "test"}) + "\n" for i in range(9)))
+    pq.write_table(pa.table({"caption": [f"a castle by night {i}" for i in range(200)]}), tmp_path / "c.parquet")
+    sources = [
+        {"path": str(tmp_path / "a.csv"), "text": "words", "kind": "topic", "limit": 4, "name": "foxes"},
+        {"path": str(tmp_path / "b.jsonl"), "text": "c", "split": "set"},
+        {"path": str(tmp_path / "c.parquet"), "weight": 0.5},
+    ]
+    output, _ = ingest.run(context(tmp_path, *sources, near_duplicates="ignore"))
+    prompts = output.read("prompts").to_pylist()
+    foxes, owls, castles = ([p for p in prompts if p["source"] == name] for name in ("foxes", "b", "c"))
+    assert [(p["text"], p["kind"]) for p in foxes] == [(f"a fox {i}", "animals") for i in range(4)]
+    assert len(owls) == 9 and {(p["split"], p["kind"]) for p in owls} == {("test", None)}
+    assert 70 < len(castles) < 130 and len(prompts) == len(foxes) + len(owls) + len(castles)
+    assert output.require().summary["rejected"] == {"not_sampled": 200 - len(castles)}
 
 
 def test_the_command_prints_the_table(tmp_path, capsys):
@@ -194,3 +214,13 @@ def test_hub_datasets_are_streamed(tmp_path, dataset):
             list(read_source(Source(path=f"hub:{dataset}", **wrong)))
     with pytest.raises(UserError, match=r"switched off|neither|cannot"):
         source_hash(Source(path="hub:owner/dataset"))
+
+
+def test_prompts_alone_need_no_models_libraries(tmp_path):
+    source = write(tmp_path / "a.txt", LINES)
+    command = ["-m", "pahi.cli", "ingest", "--prompts", str(source), "--root", str(tmp_path / "store"), "--json"]
+    done = subprocess.run([sys.executable, "-X", "importtime", *command], capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert json.loads(done.stdout)["summary"]["prompts"] == len(LINES)
+    assert {"pahi.stages.ingest", "pahi.prompts.near", "rensa"} <= imported
+    assert not imported & {"torch", "transformers", "diffusers", "datasets", "duckdb", "prefect"}

@@ -62,6 +62,17 @@ def test_a_split_that_the_source_names_is_believed_and_followed():
     assert [p["split"] for p in prompts] == ["test", "train"]
 
 
+def test_a_split_that_the_source_names_does_not_stand_against_an_earlier_run():
+    rows = [Row(1, FOX_TOO, split="train"), Row(2, FOX_ALSO), Row(3, OWL, split="train")]
+    prompts, rejects = run(*rows, known=[(FOX, "test")], near_duplicates="keep")
+    assert [(r["row"], r["reason"]) for r in rejects] == [(1, "near_other_split")]
+    assert "is named train" in rejects[0]["detail"] and prompt_id(FOX) in rejects[0]["detail"]
+    # What is near it follows the earlier run, and is not torn between the two.
+    assert {p["row"]: p["split"] for p in prompts} == {2: "test", 3: "train"}
+    assert not run(*rows, known=[(FOX, "train")], near_duplicates="keep")[1]
+    assert not run(*rows, known=[(FOX, "test")], near_duplicates="ignore")[1]
+
+
 @given(
     st.lists(
         st.tuples(
@@ -86,6 +97,8 @@ def test_what_goes_by_hash_is_never_near_another_split(rows, known):
         for text, split, group in others:
             if exact(p["text"], text) >= 0.7 or p["group"] == group:
                 assert p["split"] == split
+    # What is new never stands beside what was there in another split, whatever its source says.
+    assert all(p["split"] == s for p in prompts for t, s in known if exact(p["text"], t) >= 0.7)
 
 
 def test_evaluation_sets_are_kept_out_of_training():

@@ -24,7 +24,8 @@ from pahi.settings import Settings, load_settings
 from pahi.stages import cache as cache_stage
 from pahi.stages import fetch_models, run_stage
 from pahi.stages.checkpoints import Checkpoints
-from pahi.stages.common import Context, read_prepared
+from pahi.stages.common import Context
+from pahi.stages.tensors import read_prepared
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = Path(str(resources.files("pahi.tiny"))) / "weights"

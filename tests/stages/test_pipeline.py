@@ -1,7 +1,9 @@
 """The whole path on the embedded default, small: what it writes, what a rerun does, and what a kill leaves behind."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +13,15 @@ from pathlib import Path
 
 import datasets
 import duckdb
+import polars
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import DatasetCard
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from pahi.artifacts import Store
+from pahi.cli import call
 from pahi.errors import UserError
 from pahi.maintenance import list_store, outputs, verify
 from pahi.settings import Settings, load_settings
@@ -112,6 +118,35 @@ def test_datasets_opens_the_curated_dataset_as_pictures(done, tmp_path: Path) ->
     # By its card, as the Hub does it.
     whole = datasets.load_dataset(folder, cache_dir=str(tmp_path))
     assert {k: v.num_rows for k, v in whole.items()} == {k: v for k, v in results[5]["summary"]["splits"].items() if v}
+
+
+def test_polars_opens_the_curated_dataset_and_its_card_renders(done) -> None:
+    _, results = done
+    folder = Path(results[5]["url"])
+    frame = polars.read_parquet(folder / "train" / "*.parquet")
+    assert frame.height == results[5]["summary"]["splits"]["train"] > 0
+    assert Image.open(io.BytesIO(frame["image"][0]["bytes"])).size == (64, 64)
+    card = DatasetCard.load(folder / "README.md")
+    assert card.data.license == "apache-2.0"
+    html = MarkdownIt("commonmark").enable("table").render(card.text)
+    shown = re.sub(r"(?s)<pre>.*?</pre>|<[^>]+>", "", html)
+    assert html.count("<table>") >= 5 and not re.search(r"^\||^#|\]\(|\*\*", shown, re.MULTILINE)
+    for picture in re.findall(r'<img src="([^"]+)"', html):
+        assert Image.open(folder / picture).width > 100
+
+
+def test_a_dry_run_of_curation_prints_the_funnel_and_writes_nothing(done, prompts: Path, capsys) -> None:
+    s, results = done
+    before = sorted(Path(s.root).rglob("*"))
+    capsys.readouterr()
+    source = f"ingest.sources=[{{path: {prompts}, kind: kind, group: scene, split: split}}]"
+    sets = [word for item in [source, *SMALL, "curate.top_k=1"] for word in ("--set", item)]
+    assert call(["curate", "--dry-run", "--preset", "tiny", "--root", s.root, *sets]) == 0
+    out = capsys.readouterr().out
+    steps = ["generated", "failed", "control", "duplicate", "unscored", "top_k", "keep_fraction", "broken", "blank"]
+    places = [re.search(rf"\b{step}\b", out).start() for step in steps]
+    assert places == sorted(places) and f"{results[5]['summary']['images_in']:,}" in out
+    assert "nothing was written" in out and sorted(Path(s.root).rglob("*")) == before
 
 
 def test_pictures_are_drawn_again_to_the_bit(done) -> None:
