@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from pahi.pace import Pace, duration, rate
+from pahi.pace import Pace, line, rate
 from pahi.tables import Row
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -88,14 +88,6 @@ class _Speed(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.fields.get("speed")
         return Text(rate(speed) if speed else "", style="dim")
-
-
-def line(stage: str, pace: Pace, note: str) -> str:
-    """One report, for a log: `train     120/500  3.1/s, 2:03 left  uplift pickscore +0.41`."""
-    parts = [f"{stage:<9} {pace.done}/{pace.total or '?'}"]
-    if pace.speed and pace.remaining:
-        parts.append(f"{rate(pace.speed)}, {duration(pace.remaining)} left")
-    return "  ".join([*parts, note] if note else parts)
 
 
 def print_table(rows: list[Row], title: str = "") -> None:
