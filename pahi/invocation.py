@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from pahi.display import Display
 from pahi.errors import PahiError, UserError, missing
@@ -32,8 +33,28 @@ INTERRUPTED = "interrupted: run the same command again to continue"
 
 EXIT_CODES = "Exit codes: 0 done; 1 failed, or a check found something; 2 a mistake that you can mend; 130 interrupted."
 
+
+class _Help:
+    """A command whose `--help` is not said to take a value."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)  # type: ignore[misc]
+        if option is not None:
+            option.metavar = ""
+        return option
+
+
+class _Command(_Help, TyperCommand):
+    pass
+
+
+class _Group(_Help, TyperGroup):
+    pass
+
+
 app = typer.Typer(
     name="pahi",
+    cls=_Group,
     help="Makes one-step text-to-image models draw better pictures by learning where in noise space to start.",
     epilog=f"Example: pahi run --preset tiny\n\n{EXIT_CODES}",
     no_args_is_help=True,
@@ -43,27 +64,33 @@ app = typer.Typer(
 )
 
 # How arguments of every command are spelt.
+PANEL = "Settings"
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log lines, and the traceback of an error.")]
-RootOption = Annotated[
-    str | None, typer.Option("--root", help="The store: a folder, or s3://bucket/prefix; default pahi-data.")
-]
+ROOT_HELP = "The store: a folder, or s3://bucket/prefix; default pahi-data."
+RootOption = Annotated[str | None, typer.Option("--root", metavar="PLACE", help=ROOT_HELP)]
 
 # What makes the settings, in the order in which help shows it.
 SETTINGS: dict[str, Any] = {
-    "preset": Annotated[str, typer.Option("--preset", help="Settings to start from; `pahi presets` lists them.")],
+    "preset": Annotated[
+        str, typer.Option("--preset", metavar="NAME", help="Settings to start from; `pahi presets` lists them.")
+    ],
     "config": Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML file over the preset.")],
     "sets": Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeat for more.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as train.steps=500; repeat for more."),
     ],
-    "root": RootOption,
+    "root": Annotated[str | None, typer.Option("--root", metavar="PLACE", help=ROOT_HELP)],
     "name": Annotated[
-        str | None, typer.Option("--name", help="The dataset's name in the store; its preset's or prompt file's.")
+        str | None,
+        typer.Option("--name", metavar="NAME", help="The dataset's name; its preset's or prompt file's where empty."),
     ],
     "prompts": Annotated[
         str | None,
         typer.Option("--prompts", metavar="FILE", help="Prompts of your own: txt, csv, tsv, json, jsonl, parquet."),
     ],
 }
+for _option in SETTINGS.values():
+    _option.__metadata__[0].rich_help_panel = PANEL
 
 
 AS_JSON = "The result as JSON on standard output, and nothing else."
@@ -96,6 +123,9 @@ def command(
         options |= (
             {"as_json": Annotated[bool, typer.Option("--json", help=json_help)]} | added | {"verbose": VerboseOption}
         )
+        for annotation in options.values():
+            if annotation.__origin__ is bool:
+                annotation.__metadata__[0].metavar = ""  # a switch takes nothing
         defaults |= {"as_json": False, "verbose": False} | {k: {"preset": "tiny"}.get(k) for k in added}
 
         @functools.wraps(function)
@@ -124,7 +154,7 @@ def command(
             ]
         )
         run.__annotations__ = options
-        app.command(name, help=help, epilog=f"Example: pahi {example}")(run)
+        app.command(name, cls=_Command, help=help, epilog=f"Example: pahi {example}")(run)
         return function
 
     return register

@@ -79,7 +79,7 @@ def _predictor(ctx: Context, given: str | None) -> NoisePredictor:
         return NoisePredictor.from_pretrained(str(models.resolve(given))).to(ctx.device)
     found = train.newest(ctx, ingest.chain(ctx))
     if found is None:
-        raise UserError(f"{missing('sample', 'train')}, or name a predictor with --predictor")
+        raise UserError(f"{missing(ctx, 'sample', 'train')}, or name a predictor with --predictor")
     return train.load_predictor(ctx, found[0])
 
 

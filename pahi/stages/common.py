@@ -25,6 +25,8 @@ from pahi.stages.checkpoints import Checkpoints
 
 Progress = Callable[[str, int, int, str], None]
 
+STAGES = ("ingest", "cache", "train", "evaluate", "generate", "curate")
+
 
 def silent(stage: str, done: int, total: int, note: str) -> None:
     """The progress of a run that nobody watches."""
@@ -127,12 +129,26 @@ class Context:
         ]
 
 
-def missing(stage: str, upstream: str) -> UserError:
+def missing(ctx: Context, stage: str, upstream: str) -> UserError:
     """A stage run alone, whose input is not there."""
-    return UserError(
-        f"{stage} needs the output of {upstream}, which is not there; "
-        f"run `pahi {upstream}` first or add --with-upstream"
+    if made_otherwise(ctx, upstream):
+        return UserError(
+            f"{stage} needs the output of {upstream}, and what {ctx.settings.name!r} holds of it is of other settings "
+            f"or prompts: repeat that run's --preset, --config and --set, or run `pahi {upstream}` with these"
+        )
+    # Those that are no stages take no --with-upstream of their own.
+    own = stage in STAGES
+    first = (
+        f"run `pahi {upstream}` first or add --with-upstream" if own else f"run `pahi {upstream} --with-upstream` first"
     )
+    return UserError(f"{stage} needs the output of {upstream}, which is not there; {first}")
+
+
+def made_otherwise(ctx: Context, stage: str) -> bool:
+    """Whether the dataset holds a finished output of this stage, under whatever settings."""
+    prefix = f"{ctx.settings.name}/{stage}"
+    found = (name for name in ctx.store.children(prefix) if not name.startswith("_"))
+    return any(Output(ctx.store, ctx.settings.name, stage, name).manifest() is not None for name in found)
 
 
 def environment(started: float, **extra: Any) -> dict[str, Any]:

@@ -215,7 +215,7 @@ def prepare(ctx: Context, partitions: ingest.Chain) -> Plan:
 def _frozen(ctx: Context, partitions: ingest.Chain) -> Frozen:
     found = frozen_predictor(ctx, partitions)
     if found is None:
-        raise missing(STAGE, train.STAGE)
+        raise missing(ctx, STAGE, train.STAGE)
     return found
 
 

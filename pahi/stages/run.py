@@ -7,10 +7,8 @@ from pahi.artifacts import Output
 from pahi.errors import UserError
 from pahi.settings import Settings
 from pahi.stages import cache, curate, evaluate, generate, ingest, train
-from pahi.stages.common import Context, Progress, missing, silent
+from pahi.stages.common import STAGES, Context, Progress, missing, silent
 from pahi.stages.report import write
-
-STAGES = ("ingest", "cache", "train", "evaluate", "generate", "curate")
 
 
 def run_stage(
@@ -80,7 +78,7 @@ def publish(
     ctx = Context(settings, progress or silent)
     output = curate.locate(ctx, ingest.chain(ctx))
     if output is None:
-        raise missing("publish", curate.STAGE)
+        raise missing(ctx, "publish", curate.STAGE)
     return send(
         output,
         target,
