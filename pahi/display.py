@@ -3,9 +3,10 @@
 import re
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -24,6 +25,7 @@ from pahi.pace import Pace, line, rate
 from pahi.tables import Row
 
 SECONDS_BETWEEN_LINES = 10.0
+WIDE = 130  # columns that a bar with a note of three rewards takes
 
 
 class Display:
@@ -35,24 +37,14 @@ class Display:
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.bars: Progress | None = None
+        self.bars: _Bars | None = None
         self.tasks: dict[str, TaskID] = {}
         self.paces: dict[str, Pace] = {}
         self.last: dict[str, float] = {}
 
     def __enter__(self) -> "Display":
         if sys.stdout.isatty() and not self.quiet:
-            self.bars = Progress(
-                TextColumn("{task.description:<9}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                _Speed(),
-                TimeElapsedColumn(),
-                TextColumn("left", style="dim"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}", style="dim", markup=False),
-                console=Console(),
-            )
+            self.bars = _Bars(Console())
             self.bars.start()
         return self
 
@@ -68,6 +60,7 @@ class Display:
             self.paces[stage].update(done, total, now)
         pace = self.paces.setdefault(stage, Pace(total, done, now))
         if self.bars is not None:
+            self.bars.note = note
             if stage not in self.tasks:
                 self.tasks[stage] = self.bars.add_task(stage, total=total or None, note=note, speed=None)
             self.bars.update(self.tasks[stage], completed=done, total=total or None, note=note, speed=pace.speed)
@@ -80,6 +73,30 @@ class Display:
     def result(self, result: dict[str, Any]) -> None:
         how = "found finished" if result["skipped"] else f"finished in {result['seconds']:.1f} s"
         print(f"{result['stage']:<9} {how:<18}  {result['url']}", flush=True)
+
+
+class _Bars(Progress):
+    """A bar a stage. A note stands at the end of its line or, on a terminal too narrow for both, below all bars."""
+
+    def __init__(self, console: Console) -> None:
+        self.wide, self.note = console.width >= WIDE, ""
+        columns = [
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=24 if self.wide else max(4, min(24, console.width - 58))),
+            MofNCompleteColumn(),
+            _Speed(),
+            TimeElapsedColumn(),
+            TextColumn("left", style="dim"),
+            TimeRemainingColumn(),
+        ]
+        if self.wide:
+            columns.append(TextColumn("{task.fields[note]}", style="dim", markup=False))
+        super().__init__(*columns, console=console)
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        if self.note and not self.wide:
+            yield Text(f"{'':<10}{self.note}", style="dim", no_wrap=True, overflow="ellipsis")
 
 
 class _Speed(ProgressColumn):

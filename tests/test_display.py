@@ -79,15 +79,17 @@ def test_duration(seconds, said):
     assert duration(seconds) == said
 
 
-def test_bars_on_a_terminal():
-    """In a process whose output is a terminal."""
+@pytest.mark.parametrize("columns", ["80", "160"])
+def test_bars_on_a_terminal(columns):
+    """In a process whose output is a terminal: on a narrow one, too, a long note pushes no figure out."""
+    note = "[uplift] +0.41, image_beta +0.36, clip_gamma +0.31"
     code = (
         "import time\nfrom pahi.display import Display\n"
         "with Display() as d:\n"
-        "    for i in range(0, 51, 10): d('train', i, 50, '[uplift] +0.41'); time.sleep(0.15)\n"
+        f"    for i in range(0, 51, 10): d('train', i, 50, {note!r}); time.sleep(0.15)\n"
     )
     ours, theirs = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "160"}
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": columns}
     process = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, env=environment)
     os.close(theirs)
     seen = b""
@@ -99,5 +101,5 @@ def test_bars_on_a_terminal():
     os.close(ours)
     assert process.wait() == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
-    assert "train" in text and "50/50" in text and "[uplift] +0.41" in text
+    assert "train " in text and "50/50" in text and note in text
     assert re.search(r"\d/(s|min)", text) and "left" in text
