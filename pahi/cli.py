@@ -241,6 +241,9 @@ def report(settings: Settings, dataset: DatasetArgument = None) -> Answer:
     """Writes the HTML page of a finished run."""
     from pahi.stages import write_report
 
+    if dataset is not None:
+        store = _store(settings.root)
+        _holds(store, dataset, store.children(""))
     url = write_report(settings)
     return Answer({"dataset": settings.name, "url": url}, lambda: print(f"report: {url}"))
 
@@ -255,7 +258,7 @@ def ls(
     store = _store(root)
     rows = maintenance.list_store(store)
     if dataset is not None:
-        _holds(store, dataset, rows)
+        _holds(store, dataset, [row["dataset"] for row in rows])
         rows = [row for row in rows if row["dataset"] == dataset]
 
     def show() -> None:
@@ -284,7 +287,7 @@ def gc(
     store = _store(root)
     prefixes = maintenance.garbage(store, dataset)
     if dataset is not None and not prefixes:
-        _holds(store, dataset, maintenance.list_store(store))
+        _holds(store, dataset, [row["dataset"] for row in maintenance.list_store(store)])
     if yes:
         for prefix in prefixes:
             store.delete(prefix)
@@ -337,8 +340,10 @@ def _checks(checks: list[Row]) -> Answer:
     return Answer(checks, show, code=0 if all(check["ok"] for check in checks) else 1)
 
 
-def _holds(store: Any, dataset: str, rows: list[Row]) -> None:
-    if all(row["dataset"] != dataset for row in rows):
+def _holds(store: Any, dataset: str, names: list[str]) -> None:
+    if dataset not in names:
+        if "/" in dataset:
+            raise UserError(f"{dataset!r} is no dataset's name; a store is given by --root {dataset}")
         raise UserError(f"{store.root} holds no dataset {dataset!r}; `pahi ls` shows what there is")
 
 

@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from pahi.display import Display
 from pahi.errors import PahiError, UserError, missing
+from pahi.explain import named
 from pahi.settings import Settings, load_settings, presets
 from pahi.tables import plain
 
@@ -197,6 +198,8 @@ def check_root(root: str | None) -> None:
     """Raises UserError for an address that would be taken for a folder, such as s3:/bucket."""
     if root == "":
         raise UserError("--root is empty; leave it out, or name a folder or an address such as s3://bucket/prefix")
+    if re.fullmatch(r"[a-z0-9]+://+", root or ""):
+        raise UserError(f"--root {root}: an address goes on with a bucket, as in {root}bucket/prefix")
     if found := re.match(r"(s3a?|gs|gcs|az|abfs|hf|https?|file):/?(?!/)", root or ""):
         raise UserError(f"--root {root}: an address has two slashes, as in {found[1]}://bucket/prefix")
 
@@ -273,6 +276,7 @@ def _usage(error: Any, arguments: list[str]) -> int:
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     name = next((a for a in arguments if a in commands), "")
     hint = f"`pahi {name}{' ' * bool(name)}--help` shows what there is"
+    unknown = re.search(r"No such option: --([\w-]+)", message)
     extra = re.search(r"unexpected extra arguments?\S* \((.*)\)", message)
     if extra and name == "sample":
         hint = f'put the prompt in quotes: pahi sample "{" ".join(a for a in arguments[1:] if a[:1] != "-")}"'
@@ -280,8 +284,13 @@ def _usage(error: Any, arguments: list[str]) -> int:
         hint = f"--set takes one setting, so repeat it: --set {extra[1].split()[0]}"
     elif extra and "--set" in arguments:
         hint = "--set takes a setting as one word, such as --set train.beta=0.8"
-    elif extra and extra[1] in presets() and any(p.name == "preset" for p in commands[name].params):
+    elif extra and extra[1] in presets() and any("--preset" in p.opts for p in commands[name].params):
         hint = f"a preset is chosen by --preset {extra[1]}"
+    elif name == "presets" and "No such option: --preset" in message:
+        message, hint = message.partition(" (")[0], "name it after the command, such as `pahi presets sd-turbo`"
+    elif unknown and (paths := named(unknown[1].replace("-", "_"), Settings)):
+        message = message.partition(" (")[0]
+        hint = "settings are given by " + " or ".join(f"--set {path}=..." for path in paths[:3])
     elif arguments[0].startswith("-") and "No such option" in message:
         hint = f"options come after the command, such as `pahi {name or 'run'} {arguments[0]}`"
     elif not re.search("[.?)]$", message):
