@@ -62,6 +62,7 @@ def test_flow_runs_that_fail_leave_their_shards_to_the_next_round(
     folder, expected = alone
     settings = ready(folder, "spread")
     asked: list[list[tuple[int, int]]] = []
+    told: list[tuple[str, int, int, str]] = []
     one_at_a_time = threading.Lock()
 
     def run_deployment(name: str, parameters: dict[str, Any], **_: Any) -> Run:
@@ -79,8 +80,13 @@ def test_flow_runs_that_fail_leave_their_shards_to_the_next_round(
         return Run()
 
     monkeypatch.setattr(flow, "run_deployment", run_deployment)
+    monkeypatch.setattr(flow, "Progress", lambda name: lambda *report: told.append(report))
     with disable_run_logger():
         flow.spread(settings, 4)
+    # A server's page shows how far each round is.
+    assert told == [("generate", done, 4, "flow runs ended") for done in (1, 2, 3, 4)] + [
+        ("generate", done, 2, "flow runs ended") for done in (1, 2)
+    ]
     assert sorted(asked) == [[(0, 0)]] * 2 + [[(0, 1)]] * 2 + [[(0, 2)], [(0, 3)]]
     assert generate.groups(settings, 4) == []
     ctx = Context(settings)
@@ -95,6 +101,7 @@ def test_shards_that_nobody_draws_are_reported(
     folder, _ = alone
     rounds: list[int] = []
     monkeypatch.setattr(flow, "run_deployment", lambda *_, **__: rounds.append(1) or Run())
+    monkeypatch.setattr(flow, "Progress", lambda name: lambda *report: None)
     with disable_run_logger(), pytest.raises(StageFailed, match="4 shards are still missing after 3 rounds"):
         flow.spread(ready(folder, "nobody"), 2)
     assert len(rounds) == 2 * flow.ROUNDS
