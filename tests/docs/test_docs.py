@@ -157,6 +157,27 @@ def test_pools_and_deployments_are_those_of_prefect_yaml() -> None:
         assert set(re.findall(r"deployment run (pahi/[\w-]+)", text)) <= names, page.name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_scripts_and_targets_are_there(page: Path) -> None:
+    """`python benchmarks/x.py --option`, `python -m pahi.x`, `sh infra/x.sh` and `make x`, in a block or a sentence."""
+    text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
+    shown = [*re.findall(r"`([^`\n]+)`", text), *re.findall(r"^(?:    |\$ )(.*)$", text, re.M)]
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    parts = "".join(file.read_text() for file in (ROOT / "benchmarks" / "parts").glob("*.py"))
+    for line in shown:
+        line = re.sub(r"\s#.*$", "", line)
+        for make in re.findall(r"(?:^|[;&] )make ([a-z-]+)", line):
+            assert make in targets, line
+        for file in re.findall(r"(?:^|\s)(?:sh|python3?) ((?:docs|benchmarks|infra)/[\w/.-]+)", line):
+            assert (ROOT / file).is_file(), line
+            source = (ROOT / file).read_text() + parts
+            for option in re.findall(r"\s(--[a-z][\w-]*)", line.partition(file)[2]):
+                assert f'"{option}"' in source, line
+        for module in re.findall(r"python3? -m (pahi[\w.]*)", line):
+            place = ROOT / module.replace(".", "/")
+            assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), line
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if list(fences(p, "yaml"))], ids=ids)
 def test_settings_in_fences_are_settings(page: Path, tmp_path: Path) -> None:
     for line, text in fences(page, "yaml"):
