@@ -276,7 +276,12 @@ def _usage(error: Any, arguments: list[str]) -> int:
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     name = next((a for a in arguments if a in commands), "")
     hint = f"`pahi {name}{' ' * bool(name)}--help` shows what there is"
+
+    def takes(option: str) -> bool:
+        return name in commands and any(option in p.opts for p in commands[name].params)
+
     unknown = re.search(r"No such option: --([\w-]+)", message)
+    paths = named(unknown[1].replace("-", "_"), Settings) if unknown else []
     extra = re.search(r"unexpected extra arguments?\S* \((.*)\)", message)
     if extra and name == "sample":
         hint = f'put the prompt in quotes: pahi sample "{" ".join(a for a in arguments[1:] if a[:1] != "-")}"'
@@ -284,15 +289,16 @@ def _usage(error: Any, arguments: list[str]) -> int:
         hint = f"--set takes one setting, so repeat it: --set {extra[1].split()[0]}"
     elif extra and "--set" in arguments:
         hint = "--set takes a setting as one word, such as --set train.beta=0.8"
-    elif extra and extra[1] in presets() and any("--preset" in p.opts for p in commands[name].params):
+    elif extra and extra[1] in presets() and takes("--preset"):
         hint = f"a preset is chosen by --preset {extra[1]}"
     elif name == "presets" and "No such option: --preset" in message:
         message, hint = message.partition(" (")[0], "name it after the command, such as `pahi presets sd-turbo`"
-    elif unknown and (paths := named(unknown[1].replace("-", "_"), Settings)):
+    elif paths and takes("--set"):
         message = message.partition(" (")[0]
         hint = "settings are given by " + " or ".join(f"--set {path}=..." for path in paths[:3])
     elif arguments[0].startswith("-") and "No such option" in message:
-        hint = f"options come after the command, such as `pahi {name or 'run'} {arguments[0]}`"
+        option = f"--set {paths[0]}=..." if paths else arguments[0]
+        hint = f"options come after the command, such as `pahi {name or 'run'} {option}`"
     elif not re.search("[.?)]$", message):
         message += "."
     return _fail(f"error: {message}{';' if re.search('[^.?]$', message) else ''} {hint}", error.exit_code)

@@ -116,6 +116,8 @@ CASES = {
     "run sd-turbo": "--preset sd-turbo",
     "train tiny": "--preset tiny",
     "ls s3://bucket/prefix": "--root s3://bucket/prefix",
+    "gc --name tiny": "pahi gc --help",
+    "--steps 5": "pahi run --set train.steps=...",
     "gc some/folder": "--root some/folder",
     "report nothing": "holds no dataset 'nothing'",
     "verify nothing": "holds no dataset 'nothing'",
