@@ -40,6 +40,7 @@ PREFECT = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "pahi",
 }
 ARMS = "Uplift over the same noise, in within-prompt standard deviations of each reward [95% interval]"
+SPARE = ("wins, ", "features", "ms/image")  # columns that a narrow terminal goes without
 
 UpstreamOption = Annotated[bool, typer.Option("--with-upstream", help="First run the stages that this one reads.")]
 DatasetArgument = Annotated[str | None, typer.Argument(help="The dataset's name, like --name.")]
@@ -75,7 +76,7 @@ def run(
         for result in results:
             if "arms" in result.get("summary", {}):
                 print()
-                print_table(arm_rows(result), ARMS)
+                print_table(arm_rows(result), ARMS, SPARE)
         print(f"\nreport: {results[-1]['url']}")
 
     return Answer(results, show)
@@ -98,7 +99,7 @@ def _run_stage(name: str, settings: Settings, display: Display, with_upstream: b
     def show() -> None:
         display.result(result)
         if "arms" in result["summary"]:
-            print_table(arm_rows(result), ARMS)
+            print_table(arm_rows(result), ARMS, SPARE)
         if "sources" in result["summary"]:
             print_table(source_rows(result))
 

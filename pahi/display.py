@@ -3,10 +3,11 @@
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -107,18 +108,40 @@ class _Speed(ProgressColumn):
         return Text(rate(speed) if speed else "", style="dim")
 
 
-def print_table(rows: list[Row], title: str = "") -> None:
-    """Rows as a table; its first column is text, and the others are figures."""
+def print_table(rows: list[Row], title: str = "", spare: Sequence[str] = ()) -> None:
+    """Rows as a table; its first column is text, and the others are figures.
+
+    Where it is wider than the terminal, intervals get a line of their own; where that is not enough, the columns whose
+    names begin with a word of `spare` are left out, the first words first, and it says so.
+    """
+    # A pipe or a log has no width: lines stay whole there.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
+
+    def fits() -> bool:
+        return Measurement.get(console, console.options.update(max_width=10_000), _grid(rows)).maximum <= console.width
+
+    if not fits():
+        rows = [{k.replace(" (", "\n("): str(v).replace(" [", "\n[") for k, v in row.items()} for row in rows]
+    left_out = []
+    for word in spare:
+        if not fits():
+            left_out += [name for name in rows[0] if name.startswith(word)]
+            rows = [{name: value for name, value in row.items() if not name.startswith(word)} for row in rows]
     if title:
-        print(title)
+        console.print(title, soft_wrap=True)
+    console.print(_grid(rows))
+    if left_out:
+        console.print(f"without {'; '.join(left_out)}: a wider terminal, `--json` and the report show all")
+
+
+def _grid(rows: list[Row]) -> Table:
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, name in enumerate(rows[0]):
         figures = index > 0 and all(re.match(r"[-+]?[\d.]|-$", str(row[name])) for row in rows)
         grid.add_column(name, justify="right" if figures else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(str(value) for value in row.values()))
-    # A pipe or a log has no width: lines stay whole there.
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False).print(grid)
+    return grid
 
 
 def size(count: int) -> str:
