@@ -138,7 +138,7 @@ def _grid(rows: list[Row]) -> Table:
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, name in enumerate(rows[0]):
         figures = index > 0 and all(re.match(r"[-+]?[\d.]|-$", str(row[name])) for row in rows)
-        grid.add_column(name, justify="right" if figures else "left", overflow="fold")
+        grid.add_column(name, justify="right" if figures else "left", overflow="fold", no_wrap=not index)
     for row in rows:
         grid.add_row(*(str(value) for value in row.values()))
     return grid
