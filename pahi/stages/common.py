@@ -25,8 +25,6 @@ from pahi.stages.checkpoints import Checkpoints
 
 Progress = Callable[[str, int, int, str], None]
 
-STAGES = ("ingest", "cache", "train", "evaluate", "generate", "curate")
-
 
 def silent(stage: str, done: int, total: int, note: str) -> None:
     """The progress of a run that nobody watches."""
@@ -136,11 +134,9 @@ def missing(ctx: Context, stage: str, upstream: str) -> UserError:
             f"{stage} needs the output of {upstream}, and what {ctx.settings.name!r} holds of it is of other settings "
             f"or prompts: repeat that run's --preset, --config and --set, or run `pahi {upstream}` with these"
         )
-    # Those that are no stages take no --with-upstream of their own.
-    own = stage in STAGES
-    first = (
-        f"run `pahi {upstream}` first or add --with-upstream" if own else f"run `pahi {upstream} --with-upstream` first"
-    )
+    first = f"run `pahi {upstream}` first or add --with-upstream"
+    if stage in ("report", "publish", "sample"):  # which are no stages, and have no such option
+        first = f"run `pahi {upstream} --with-upstream` first"
     return UserError(f"{stage} needs the output of {upstream}, which is not there; {first}")
 
 

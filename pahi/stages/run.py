@@ -7,8 +7,10 @@ from pahi.artifacts import Output
 from pahi.errors import UserError
 from pahi.settings import Settings
 from pahi.stages import cache, curate, evaluate, generate, ingest, train
-from pahi.stages.common import STAGES, Context, Progress, missing, silent
+from pahi.stages.common import Context, Progress, missing, silent
 from pahi.stages.report import write
+
+STAGES = ("ingest", "cache", "train", "evaluate", "generate", "curate")
 
 
 def run_stage(
