@@ -21,7 +21,7 @@ def on_config(config: Any) -> Any:
     """Every page in docs/, so that a new one needs no entry anywhere."""
     names = {file.stem for file in Path(config.docs_dir).glob("*.md")}
     groups = GROUPS | {"More": sorted(names - {"index", *(name for group in GROUPS.values() for name in group)})}
-    config.nav = ["index.md"]
+    config.nav = [{"Home": "index.md"}]
     for title, group in groups.items():
         pages = [f"{name}.md" for name in group if name in names]
         config.nav += [{title: pages}] if pages else []

@@ -112,8 +112,13 @@ def walk(bin: Path, folder: Path, quick: bool) -> None:
 
 def install(folder: Path) -> Path:
     """An environment with nothing but the wheel and what it asks for; returns where its commands are."""
+    # From a copy: setuptools would leave build/ in the checkout, and put what was once in it into every later wheel.
+    source = folder / "source"
+    shutil.copytree(
+        ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "dist", "site", "*.egg-info", "pahi-data")
+    )
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT], check=True
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source], check=True
     )
     subprocess.run([sys.executable, "-m", "venv", folder / "environment"], check=True)
     bin = folder / "environment" / "bin"

@@ -129,7 +129,7 @@ class Progress:
             return
         self.last = now
         percent = 100.0 * min(done, total) / total if total else 0.0
-        parts = [f"{stage} of {self.dataset}: {done} of {total}", note, pace.left]
+        parts = [f"{stage} of {self.dataset}: {done} of {total or '?'}", note, pace.going]
         description = ", ".join(part for part in parts if part)
         with _unimportant("progress"):
             if stage in self.artifacts:

@@ -1,11 +1,12 @@
 """pahi/generate: draws pictures in bulk, in its own process or by flow runs of pahi/generate-shards."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.deployments import run_deployment
 
+from flows.artifacts import Progress
 from flows.common import DEFAULT, FLOW, Result, end_if_lost_too_often, run_one, stage_task
 from pahi.errors import StageFailed
 from pahi.settings import Settings
@@ -60,7 +61,10 @@ def spread(settings: Settings, fan_out: int) -> None:
 
         # Waiting takes a thread each; a run that cannot even be started is a round's failure, not the parent's.
         with ThreadPoolExecutor(len(missing)) as threads:
-            for future in [threads.submit(one, group) for group in missing]:
+            progress = Progress(settings.name)
+            futures = [threads.submit(one, group) for group in missing]
+            for done, future in enumerate(as_completed(futures), 1):
+                progress("generate", done, len(missing), "flow runs ended")
                 try:
                     logger.info("a group's flow run ended: %s", future.result())
                 except Exception as error:

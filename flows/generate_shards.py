@@ -5,6 +5,7 @@ import time
 from prefect import flow, get_run_logger, task
 
 from flows.common import DEFAULT, FLOW, RETRIED, Result, end_if_lost_too_often
+from pahi.pace import Pace, line
 from pahi.settings import Settings
 
 SECONDS_BETWEEN_LINES = 30.0  # a thousand of these run at once
@@ -27,13 +28,17 @@ def draw_task(settings: Settings, shards: list[tuple[int, int]]) -> Result:
     """Draws the shards in this process."""
     from pahi.stages.generate import draw_group
 
-    logger, last, drawn = get_run_logger(), time.monotonic(), 0
+    logger, last = get_run_logger(), time.monotonic()
+    pace: Pace | None = None
 
     def progress(stage: str, done: int, total: int, note: str) -> None:
-        nonlocal last, drawn
-        drawn += 1
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            logger.info("%d of at most %d shards drawn", drawn, len(shards))
+        nonlocal last, pace
+        now = time.monotonic()
+        if pace is None:
+            pace = Pace(total, done, now)
+        pace.update(done, total, now)
+        if now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            logger.info("%s", line(stage, pace, note))
 
     return draw_group(settings, shards, progress)

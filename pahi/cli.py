@@ -40,6 +40,7 @@ PREFECT = {
     "PREFECT_LOGGING_EXTRA_LOGGERS": "pahi",
 }
 ARMS = "Uplift over the same noise, in within-prompt standard deviations of each reward [95% interval]"
+SPARE = ("wins, ", "features", "ms/image")  # columns that a narrow terminal goes without
 
 UpstreamOption = Annotated[bool, typer.Option("--with-upstream", help="First run the stages that this one reads.")]
 DatasetArgument = Annotated[str | None, typer.Argument(help="The dataset's name, like --name.")]
@@ -48,7 +49,7 @@ DatasetArgument = Annotated[str | None, typer.Argument(help="The dataset's name,
 
 
 @app.callback(invoke_without_command=True)
-def version(show: Annotated[bool, typer.Option("--version", help="The version.")] = False) -> None:
+def version(show: Annotated[bool, typer.Option("--version", metavar="", help="The version.")] = False) -> None:
     if show:
         from pahi import __version__
 
@@ -75,14 +76,16 @@ def run(
         for result in results:
             if "arms" in result.get("summary", {}):
                 print()
-                print_table(arm_rows(result), ARMS)
+                print_table(arm_rows(result), ARMS, SPARE)
         print(f"\nreport: {results[-1]['url']}")
 
     return Answer(results, show)
 
 
-def _stage(name: str, help: str) -> None:
-    @command(name, f"{name} --preset tiny --with-upstream", help)
+def _stage(example: str, help: str) -> None:
+    name = example.partition(" ")[0]
+
+    @command(name, example, help)
     def stage(settings: Settings, display: Display, with_upstream: UpstreamOption = False) -> Answer:
         return _run_stage(name, settings, display, with_upstream)
 
@@ -96,7 +99,7 @@ def _run_stage(name: str, settings: Settings, display: Display, with_upstream: b
     def show() -> None:
         display.result(result)
         if "arms" in result["summary"]:
-            print_table(arm_rows(result), ARMS)
+            print_table(arm_rows(result), ARMS, SPARE)
         if "sources" in result["summary"]:
             print_table(source_rows(result))
 
@@ -104,17 +107,26 @@ def _run_stage(name: str, settings: Settings, display: Display, with_upstream: b
 
 
 # In the order in which they run, which is that of the help.
-_stage("ingest", "Reads prompts, cleans them and divides them into splits.")
+@command("ingest", "ingest --prompts my_prompts.txt")
+def ingest(settings: Settings, display: Display) -> Answer:
+    """Reads prompts, cleans them and divides them into splits.
+
+    What is new becomes a partition of its own; every row that is left out keeps its reason.
+    """
+    return _run_stage("ingest", settings, display, with_upstream=False)
 
 
-@command("cache", "cache --preset tiny --fetch-only")
+@command("cache", "cache --preset sd-turbo --fetch-only")
 def cache(
     settings: Settings,
     display: Display,
     with_upstream: UpstreamOption = False,
     fetch_only: Annotated[bool, typer.Option("--fetch-only", help="Only bring the models into the store.")] = False,
 ) -> Answer:
-    """Pins the models, and scores the standard Gaussian's pictures."""
+    """Pins the models, and scores the standard Gaussian's pictures.
+
+    Every checkpoint is fetched once and gets its hash. Training reads the embeddings and rewards that are kept here.
+    """
     if not fetch_only:
         return _run_stage("cache", settings, display, with_upstream)
     from pahi.stages import fetch_models
@@ -124,9 +136,22 @@ def cache(
     return Answer(rows, lambda: print_table(rows))
 
 
-_stage("train", "Learns the noise.")
-_stage("evaluate", "Compares the arms on prompts that training never saw.")
-_stage("generate", "Draws pictures with the learned noise.")
+_stage(
+    "train --set train.beta=0.8 --with-upstream",
+    "Learns the noise.\n\n"
+    "First one Gaussian for all prompts (HPI), then one that reads the prompt (PAHI). Stopped, it goes on from there.",
+)
+_stage(
+    "evaluate --set 'evaluate.best_of=[4, 16]' --with-upstream",
+    "Compares the arms on prompts that training never saw.\n\n"
+    "From the same noise: the standard Gaussian, HPI, PAHI, PAHI with prompts shuffled, and the best of N.",
+)
+_stage(
+    "generate --set generate.images_per_prompt=4",
+    "Draws pictures with the learned noise.\n\n"
+    "Of every prompt that was ingested; what is drawn already is found. A control group is drawn from the standard "
+    "Gaussian too, and shows the uplift while it runs.",
+)
 
 
 @command("curate", "curate --preset tiny --set curate.top_k=1 --dry-run")
@@ -136,7 +161,10 @@ def curate(
     with_upstream: UpstreamOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be kept, and why not.")] = False,
 ) -> Answer:
-    """Selects pictures and writes the dataset with its card."""
+    """Selects pictures and writes the dataset with its card.
+
+    Parquet files that `datasets.load_dataset` opens as pictures, preference pairs, and why the others were left out.
+    """
     if not dry_run:
         return _run_stage("curate", settings, display, with_upstream)
     if with_upstream:
@@ -185,7 +213,7 @@ def sample(
         Path | None,
         typer.Option("--compare", metavar="FILE", help="Two pictures side by side: the same noise without and with."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the noise.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the noise.")] = 0,
 ) -> Answer:
     """Draws one prompt with the learned noise."""
     from pahi.sample import draw
@@ -200,7 +228,7 @@ def sample(
 def verify(
     settings: Settings,
     dataset: DatasetArgument = None,
-    rows: Annotated[int, typer.Option("--rows", min=0, help="Rows to draw again and compare.")] = 8,
+    rows: Annotated[int, typer.Option("--rows", metavar="N", min=0, help="Rows to draw again and compare.")] = 8,
     repair: Annotated[bool, typer.Option("--repair", help="Withdraw damaged shards; a rerun makes them anew.")] = False,
 ) -> Answer:
     """Draws rows again and compares; recomputes hashes and counts. Exit code 1 where something is wrong."""
@@ -214,6 +242,9 @@ def report(settings: Settings, dataset: DatasetArgument = None) -> Answer:
     """Writes the HTML page of a finished run."""
     from pahi.stages import write_report
 
+    if dataset is not None:
+        store = _store(settings.root)
+        _holds(store, dataset, store.children(""))
     url = write_report(settings)
     return Answer({"dataset": settings.name, "url": url}, lambda: print(f"report: {url}"))
 
@@ -228,7 +259,7 @@ def ls(
     store = _store(root)
     rows = maintenance.list_store(store)
     if dataset is not None:
-        _holds(store, dataset, rows)
+        _holds(store, dataset, [row["dataset"] for row in rows])
         rows = [row for row in rows if row["dataset"] == dataset]
 
     def show() -> None:
@@ -257,7 +288,7 @@ def gc(
     store = _store(root)
     prefixes = maintenance.garbage(store, dataset)
     if dataset is not None and not prefixes:
-        _holds(store, dataset, maintenance.list_store(store))
+        _holds(store, dataset, [row["dataset"] for row in maintenance.list_store(store)])
     if yes:
         for prefix in prefixes:
             store.delete(prefix)
@@ -310,8 +341,10 @@ def _checks(checks: list[Row]) -> Answer:
     return Answer(checks, show, code=0 if all(check["ok"] for check in checks) else 1)
 
 
-def _holds(store: Any, dataset: str, rows: list[Row]) -> None:
-    if all(row["dataset"] != dataset for row in rows):
+def _holds(store: Any, dataset: str, names: list[str]) -> None:
+    if dataset not in names:
+        if "/" in dataset:
+            raise UserError(f"{dataset!r} is no dataset's name; a store is given by --root {dataset}")
         raise UserError(f"{store.root} holds no dataset {dataset!r}; `pahi ls` shows what there is")
 
 

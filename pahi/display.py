@@ -3,9 +3,11 @@
 import re
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,10 +22,11 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from pahi.pace import Pace, duration, rate
+from pahi.pace import Pace, line, rate
 from pahi.tables import Row
 
 SECONDS_BETWEEN_LINES = 10.0
+WIDE = 130  # columns that a bar with a note of three rewards takes
 
 
 class Display:
@@ -35,24 +38,14 @@ class Display:
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.bars: Progress | None = None
+        self.bars: _Bars | None = None
         self.tasks: dict[str, TaskID] = {}
         self.paces: dict[str, Pace] = {}
         self.last: dict[str, float] = {}
 
     def __enter__(self) -> "Display":
         if sys.stdout.isatty() and not self.quiet:
-            self.bars = Progress(
-                TextColumn("{task.description:<9}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                _Speed(),
-                TimeElapsedColumn(),
-                TextColumn("left", style="dim"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}", style="dim", markup=False),
-                console=Console(),
-            )
+            self.bars = _Bars(Console())
             self.bars.start()
         return self
 
@@ -68,6 +61,7 @@ class Display:
             self.paces[stage].update(done, total, now)
         pace = self.paces.setdefault(stage, Pace(total, done, now))
         if self.bars is not None:
+            self.bars.note = note
             if stage not in self.tasks:
                 self.tasks[stage] = self.bars.add_task(stage, total=total or None, note=note, speed=None)
             self.bars.update(self.tasks[stage], completed=done, total=total or None, note=note, speed=pace.speed)
@@ -82,6 +76,30 @@ class Display:
         print(f"{result['stage']:<9} {how:<18}  {result['url']}", flush=True)
 
 
+class _Bars(Progress):
+    """A bar a stage. A note stands at the end of its line or, on a terminal too narrow for both, below all bars."""
+
+    def __init__(self, console: Console) -> None:
+        self.wide, self.note = console.width >= WIDE, ""
+        columns = [
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=24 if self.wide else max(4, min(24, console.width - 58))),
+            MofNCompleteColumn(),
+            _Speed(),
+            TimeElapsedColumn(),
+            TextColumn("left", style="dim"),
+            TimeRemainingColumn(),
+        ]
+        if self.wide:
+            columns.append(TextColumn("{task.fields[note]}", style="dim", markup=False))
+        super().__init__(*columns, console=console)
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        if self.note and not self.wide:
+            yield Text(f"{'':<10}{self.note}", style="dim", no_wrap=True, overflow="ellipsis")
+
+
 class _Speed(ProgressColumn):
     """Items a second, as `Pace` knows it."""
 
@@ -90,26 +108,40 @@ class _Speed(ProgressColumn):
         return Text(rate(speed) if speed else "", style="dim")
 
 
-def line(stage: str, pace: Pace, note: str) -> str:
-    """One report, for a log: `train     120/500  3.1/s, 2:03 left  uplift pickscore +0.41`."""
-    parts = [f"{stage:<9} {pace.done}/{pace.total or '?'}"]
-    if pace.speed and pace.remaining:
-        parts.append(f"{rate(pace.speed)}, {duration(pace.remaining)} left")
-    return "  ".join([*parts, note] if note else parts)
+def print_table(rows: list[Row], title: str = "", spare: Sequence[str] = ()) -> None:
+    """Rows as a table; its first column is text, and the others are figures.
 
+    Where it is wider than the terminal, intervals get a line of their own; where that is not enough, the columns whose
+    names begin with a word of `spare` are left out, the first words first, and it says so.
+    """
+    # A pipe or a log has no width: lines stay whole there.
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False)
 
-def print_table(rows: list[Row], title: str = "") -> None:
-    """Rows as a table; its first column is text, and the others are figures."""
+    def fits() -> bool:
+        return Measurement.get(console, console.options.update(max_width=10_000), _grid(rows)).maximum <= console.width
+
+    if not fits():
+        rows = [{k.replace(" (", "\n("): str(v).replace(" [", "\n[") for k, v in row.items()} for row in rows]
+    left_out = []
+    for word in spare:
+        if not fits():
+            left_out += [name for name in rows[0] if name.startswith(word)]
+            rows = [{name: value for name, value in row.items() if not name.startswith(word)} for row in rows]
     if title:
-        print(title)
+        console.print(title, soft_wrap=True)
+    console.print(_grid(rows))
+    if left_out:
+        console.print(f"without {'; '.join(left_out)}: a wider terminal, `--json` and the report show all")
+
+
+def _grid(rows: list[Row]) -> Table:
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, name in enumerate(rows[0]):
         figures = index > 0 and all(re.match(r"[-+]?[\d.]|-$", str(row[name])) for row in rows)
-        grid.add_column(name, justify="right" if figures else "left", overflow="fold")
+        grid.add_column(name, justify="right" if figures else "left", overflow="fold", no_wrap=not index)
     for row in rows:
         grid.add_row(*(str(value) for value in row.values()))
-    # A pipe or a log has no width: lines stay whole there.
-    Console(width=None if sys.stdout.isatty() else 200, highlight=False, markup=False).print(grid)
+    return grid
 
 
 def size(count: int) -> str:

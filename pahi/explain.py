@@ -88,8 +88,13 @@ def _meant(loc: tuple[int | str, ...], tree: type[BaseModel]) -> str:
     beside = nearest(str(loc[-1]), list(getattr(below, "model_fields", [])))
     if beside:
         return beside
-    elsewhere = [path for path in _paths(tree) if path.rpartition(".")[2] == str(loc[-1])]
+    elsewhere = named(str(loc[-1]), tree)
     return f"; did you mean {' or '.join(repr(path) for path in elsewhere[:3])}?" if elsewhere else ""
+
+
+def named(word: str, tree: type[BaseModel]) -> list[str]:
+    """The keys of the settings that are called `word`, wherever they are; those inside lists aside."""
+    return [path for path in _paths(tree) if path.rpartition(".")[2] == word]
 
 
 def _paths(tree: type[BaseModel], prefix: str = "") -> list[str]:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from pahi.display import Display
 from pahi.errors import PahiError, UserError, missing
+from pahi.explain import named
 from pahi.settings import Settings, load_settings, presets
 from pahi.tables import plain
 
@@ -32,8 +34,28 @@ INTERRUPTED = "interrupted: run the same command again to continue"
 
 EXIT_CODES = "Exit codes: 0 done; 1 failed, or a check found something; 2 a mistake that you can mend; 130 interrupted."
 
+
+class _Help:
+    """A command whose `--help` is not said to take a value."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)  # type: ignore[misc]
+        if option is not None:
+            option.metavar = ""
+        return option
+
+
+class _Command(_Help, TyperCommand):
+    pass
+
+
+class _Group(_Help, TyperGroup):
+    pass
+
+
 app = typer.Typer(
     name="pahi",
+    cls=_Group,
     help="Makes one-step text-to-image models draw better pictures by learning where in noise space to start.",
     epilog=f"Example: pahi run --preset tiny\n\n{EXIT_CODES}",
     no_args_is_help=True,
@@ -43,27 +65,33 @@ app = typer.Typer(
 )
 
 # How arguments of every command are spelt.
+PANEL = "Settings"
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log lines, and the traceback of an error.")]
-RootOption = Annotated[
-    str | None, typer.Option("--root", help="The store: a folder, or s3://bucket/prefix; default pahi-data.")
-]
+ROOT_HELP = "The store: a folder, or s3://bucket/prefix; default pahi-data."
+RootOption = Annotated[str | None, typer.Option("--root", metavar="PLACE", help=ROOT_HELP)]
 
 # What makes the settings, in the order in which help shows it.
 SETTINGS: dict[str, Any] = {
-    "preset": Annotated[str, typer.Option("--preset", help="Settings to start from; `pahi presets` lists them.")],
+    "preset": Annotated[
+        str, typer.Option("--preset", metavar="NAME", help="Settings to start from; `pahi presets` lists them.")
+    ],
     "config": Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML file over the preset.")],
     "sets": Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeat for more.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting, such as train.steps=500; repeat for more."),
     ],
-    "root": RootOption,
+    "root": Annotated[str | None, typer.Option("--root", metavar="PLACE", help=ROOT_HELP)],
     "name": Annotated[
-        str | None, typer.Option("--name", help="The dataset's name in the store; its preset's or prompt file's.")
+        str | None,
+        typer.Option("--name", metavar="NAME", help="The dataset's name; its preset's or prompt file's where empty."),
     ],
     "prompts": Annotated[
         str | None,
         typer.Option("--prompts", metavar="FILE", help="Prompts of your own: txt, csv, tsv, json, jsonl, parquet."),
     ],
 }
+for _option in SETTINGS.values():
+    _option.__metadata__[0].rich_help_panel = PANEL
 
 
 AS_JSON = "The result as JSON on standard output, and nothing else."
@@ -96,6 +124,9 @@ def command(
         options |= (
             {"as_json": Annotated[bool, typer.Option("--json", help=json_help)]} | added | {"verbose": VerboseOption}
         )
+        for annotation in options.values():
+            if annotation.__origin__ is bool:
+                annotation.__metadata__[0].metavar = ""  # a switch takes nothing
         defaults |= {"as_json": False, "verbose": False} | {k: {"preset": "tiny"}.get(k) for k in added}
 
         @functools.wraps(function)
@@ -124,7 +155,7 @@ def command(
             ]
         )
         run.__annotations__ = options
-        app.command(name, help=help, epilog=f"Example: pahi {example}")(run)
+        app.command(name, cls=_Command, help=help, epilog=f"Example: pahi {example}")(run)
         return function
 
     return register
@@ -167,6 +198,8 @@ def check_root(root: str | None) -> None:
     """Raises UserError for an address that would be taken for a folder, such as s3:/bucket."""
     if root == "":
         raise UserError("--root is empty; leave it out, or name a folder or an address such as s3://bucket/prefix")
+    if re.fullmatch(r"[a-z0-9]+://+", root or ""):
+        raise UserError(f"--root {root}: an address goes on with a bucket, as in {root}bucket/prefix")
     if found := re.match(r"(s3a?|gs|gcs|az|abfs|hf|https?|file):/?(?!/)", root or ""):
         raise UserError(f"--root {root}: an address has two slashes, as in {found[1]}://bucket/prefix")
 
@@ -243,6 +276,12 @@ def _usage(error: Any, arguments: list[str]) -> int:
     commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     name = next((a for a in arguments if a in commands), "")
     hint = f"`pahi {name}{' ' * bool(name)}--help` shows what there is"
+
+    def takes(option: str) -> bool:
+        return name in commands and any(option in p.opts for p in commands[name].params)
+
+    unknown = re.search(r"No such option: --([\w-]+)", message)
+    paths = named(unknown[1].replace("-", "_"), Settings) if unknown else []
     extra = re.search(r"unexpected extra arguments?\S* \((.*)\)", message)
     if extra and name == "sample":
         hint = f'put the prompt in quotes: pahi sample "{" ".join(a for a in arguments[1:] if a[:1] != "-")}"'
@@ -250,10 +289,16 @@ def _usage(error: Any, arguments: list[str]) -> int:
         hint = f"--set takes one setting, so repeat it: --set {extra[1].split()[0]}"
     elif extra and "--set" in arguments:
         hint = "--set takes a setting as one word, such as --set train.beta=0.8"
-    elif extra and extra[1] in presets() and any(p.name == "preset" for p in commands[name].params):
+    elif extra and extra[1] in presets() and takes("--preset"):
         hint = f"a preset is chosen by --preset {extra[1]}"
+    elif name == "presets" and "No such option: --preset" in message:
+        message, hint = message.partition(" (")[0], "name it after the command, such as `pahi presets sd-turbo`"
+    elif paths and takes("--set"):
+        message = message.partition(" (")[0]
+        hint = "settings are given by " + " or ".join(f"--set {path}=..." for path in paths[:3])
     elif arguments[0].startswith("-") and "No such option" in message:
-        hint = f"options come after the command, such as `pahi {name or 'run'} {arguments[0]}`"
+        option = f"--set {paths[0]}=..." if paths else arguments[0]
+        hint = f"options come after the command, such as `pahi {name or 'run'} {option}`"
     elif not re.search("[.?)]$", message):
         message += "."
     return _fail(f"error: {message}{';' if re.search('[^.?]$', message) else ''} {hint}", error.exit_code)

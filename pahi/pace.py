@@ -25,6 +25,13 @@ class Pace:
         return max(self.total - self.done, 0) / self.speed if self.speed and self.total else None
 
     @property
+    def going(self) -> str:
+        """Speed and what is left, such as `3.1/s, 2:03 left`; empty where nothing is known, or nothing remains."""
+        if not self.speed or (self.total and not self.remaining):
+            return ""
+        return ", ".join(filter(None, (rate(self.speed), self.left)))
+
+    @property
     def left(self) -> str:
         """The same in words, such as `2:03 left`; empty where nothing is known, or nothing remains."""
         return f"{duration(self.remaining)} left" if self.remaining else ""
@@ -42,3 +49,8 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def line(stage: str, pace: Pace, note: str) -> str:
+    """One report, for a log: `train     120/500  3.1/s, 2:03 left  uplift pickscore +0.41`."""
+    return "  ".join(filter(None, (f"{stage:<9} {pace.done}/{pace.total or '?'}", pace.going, note)))

@@ -10,6 +10,7 @@ from pahi import models
 from pahi.errors import UserError
 from pahi.generators import standard_noise
 from pahi.predictors import NoisePredictor
+from pahi.predictors.base import CONFIG
 from pahi.prompts.cleaning import clean, prompt_id
 from pahi.settings import Settings
 from pahi.stages import ingest, train
@@ -76,11 +77,15 @@ def _predictor(ctx: Context, given: str | None) -> NoisePredictor:
     given = given or ctx.settings.generate.predictor
     if given and "/" not in given and not Path(given).is_dir():
         raise UserError(f"no predictor at {given!r}: there is no such folder here, and a Hub id names an owner too")
+    if given and Path(given).is_dir() and not (Path(given) / CONFIG).is_file():
+        raise UserError(
+            f"no predictor at {given!r}: it holds no {CONFIG}; name the folder `predictor` of a training stage's output"
+        )
     if given:
         return NoisePredictor.from_pretrained(str(models.resolve(given))).to(ctx.device)
     found = train.newest(ctx, ingest.chain(ctx))
     if found is None:
-        raise UserError(f"{missing('sample', 'train')}, or name a predictor with --predictor")
+        raise UserError(f"{missing(ctx, 'sample', 'train')}, or name a predictor with --predictor")
     return train.load_predictor(ctx, found[0])
 
 

@@ -75,6 +75,20 @@ def test_a_stage_alone_names_the_missing_one(capsys, tmp_path):
     assert "ingest" in line or "cache" in line
 
 
+def test_what_other_settings_made_is_not_said_to_be_missing(capsys, tmp_path):
+    """As when a run with --config is asked for its report without it."""
+    (tmp_path / "mine.txt").write_text("a red circle\na blue star\n")
+    given = ["--root", str(tmp_path), "--prompts", str(tmp_path / "mine.txt")]
+    assert cli.call(["ingest", *given]) == 0
+    capsys.readouterr()
+    line = fails(capsys, "cache", *given, "--set", "ingest.test_fraction=0.4")
+    assert "'mine' holds of it is of other settings or prompts: repeat that run's --preset" in line
+    line = fails(capsys, "report", "mine", "--root", str(tmp_path))
+    assert line == (
+        "error: report needs the output of evaluate, which is not there; run `pahi evaluate --with-upstream` first"
+    )
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "message"),
     [
@@ -118,7 +132,10 @@ def test_verbose_shows_the_traceback(capsys, monkeypatch):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_commands_help_has_an_example(capsys, command):
     assert cli.call([command, "--help"]) == 0
-    assert f"Example: pahi {command}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"Example: pahi {command}" in shown
+    assert "bool" not in shown, "a switch takes no value"
+    assert ("Settings" in shown) == (command not in ("ls", "gc")), "what makes the settings stands apart"
 
 
 def test_every_command_is_listed():

@@ -79,15 +79,10 @@ def test_duration(seconds, said):
     assert duration(seconds) == said
 
 
-def test_bars_on_a_terminal():
-    """In a process whose output is a terminal."""
-    code = (
-        "import time\nfrom pahi.display import Display\n"
-        "with Display() as d:\n"
-        "    for i in range(0, 51, 10): d('train', i, 50, '[uplift] +0.41'); time.sleep(0.15)\n"
-    )
+def on_a_terminal(code, columns):
+    """What a process writes whose output is a terminal of so many columns."""
     ours, theirs = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "160"}
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": columns}
     process = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, env=environment)
     os.close(theirs)
     seen = b""
@@ -98,6 +93,37 @@ def test_bars_on_a_terminal():
         pass
     os.close(ours)
     assert process.wait() == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
-    assert "train" in text and "50/50" in text and "[uplift] +0.41" in text
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+
+
+@pytest.mark.parametrize("columns", ["80", "160"])
+def test_bars_on_a_terminal(columns):
+    """In a process whose output is a terminal: on a narrow one, too, a long note pushes no figure out."""
+    note = "[uplift] +0.41, image_beta +0.36, clip_gamma +0.31"
+    code = (
+        "import time\nfrom pahi.display import Display\n"
+        "with Display() as d:\n"
+        f"    for i in range(0, 51, 10): d('train', i, 50, {note!r}); time.sleep(0.15)\n"
+    )
+    text = on_a_terminal(code, columns)
+    assert "train " in text and "50/50" in text and note in text
     assert re.search(r"\d/(s|min)", text) and "left" in text
+
+
+@pytest.mark.parametrize("columns", ["80", "220"])
+def test_a_wide_table_on_a_narrow_terminal(columns):
+    """No name or figure is torn: intervals go below their figures, then the columns that can be spared go."""
+    figure, names = "+0.25 [+0.08, +0.45]", ("pick_alpha (training)", "image_beta (training)", "clip_gamma (held out)")
+    row = {"arm": "pahi shuffled"} | {
+        n: v for name in names for n, v in ((name, figure), (f"wins, {name[:10]}", "61.2%"))
+    }
+    row |= {"oracle (judge)": "48.2%", "diversity": "0.250", "features": "0.310", "ms/image": "6.7"}
+    code = f"from pahi.display import print_table; print_table([{row!r}], 'Uplift', ('wins, ', 'features', 'ms/image'))"
+    text = on_a_terminal(code, columns)
+    lines = [line.rstrip() for line in text.splitlines()]
+    for word in ("pahi shuffled", "pick_alpha", "image_beta", "clip_gamma", "[+0.08, +0.45]", "48.2%", "0.250"):
+        assert any(word in line for line in lines), (word, text)
+    assert max(map(len, lines)) <= int(columns)
+    assert (figure in text, "61.2%" in text, "without" in text) == (
+        (False, False, True) if columns == "80" else (True, True, False)
+    )

@@ -49,12 +49,20 @@ class Report:
 
 
 def run(
-    shards: Sequence[Work], *, encoders: int, writers: int = 2, progress: Callable[[Work], None] | None = None
+    shards: Sequence[Work],
+    *,
+    encoders: int,
+    writers: int = 2,
+    drawn: Callable[[Work], None] = lambda work: None,
+    progress: Callable[[Work], None] | None = None,
 ) -> Report:
-    """Draws and writes every shard. Raises the first PahiError; other errors are in the report."""
+    """Draws and writes every shard. Raises the first PahiError; other errors are in the report.
+
+    `drawn` is told of a shard after each of its batches, `progress` of each that is written.
+    """
     started = time.perf_counter()
     report = Report()
-    engine = _Engine(encoders, writers, progress)
+    engine = _Engine(encoders, writers, drawn, progress)
     try:
         engine.draw(shards)
         again = [work for work in shards if work.name in engine.failed] if engine.failed else []
@@ -68,10 +76,12 @@ def run(
 
 
 class _Engine:
-    def __init__(self, encoders: int, writers: int, progress: Callable[[Work], None] | None) -> None:
+    def __init__(
+        self, encoders: int, writers: int, drawn: Callable[[Work], None], progress: Callable[[Work], None] | None
+    ) -> None:
         self.failed: dict[str, str] = {}
         self.waited = 0.0
-        self.progress = progress
+        self.drawn, self.progress = drawn, progress
         self.fatal: BaseException | None = None
         self.stopped = threading.Event()
         self.batches: queue.Queue[tuple[Work, str, Any]] = queue.Queue(maxsize=2)
@@ -91,6 +101,7 @@ class _Engine:
             try:
                 for batch in work.batches():
                     self._put((work, "batch", batch))
+                    self.drawn(work)
                     if work.name in self.failed:
                         break
                 self._put((work, "end", None))

@@ -12,7 +12,8 @@ import torch
 from pahi.artifacts.schemas import CANDIDATES, IMAGE_SCORES, IMAGES, noise_schema, tensor_column
 from pahi.generation.drawing import KL, NOISE_NORM, SCORES, Drawer, Drawn
 from pahi.generation.pictures import encode, pixels_sha256
-from pahi.generation.plan import Sample, plan
+from pahi.generation.plan import STANDARD, Sample, plan
+from pahi.generation.uplift import Uplift
 from pahi.settings import Generate
 
 EVERY_PROMPT = "*"  # `noise.prompt_id` of a mu and sigma that are the same for all
@@ -44,11 +45,16 @@ class Shard:
     commit: Callable[["Shard", Callable[[], Built]], None]
     batch_size: int = 32
     first: bool = False  # of its partition
+    drawn: int = 0  # of its prompts
     _pooled: dict[int, torch.Tensor] = field(default_factory=dict)
     _group: list[tuple[Drawn, int]] = field(default_factory=list)
     _scores: list[Row] = field(default_factory=list)
     _candidates: list[Row] = field(default_factory=list)
     _noise: pa.Table | None = None
+    _ahead: tuple[Sample, dict[str, float | None]] | None = None  # a kept picture whose control picture may follow
+
+    def __post_init__(self) -> None:
+        self.uplift = Uplift(reward.name for reward in self.drawer.rewards)
 
     @property
     def plan(self) -> list[Sample]:
@@ -59,9 +65,12 @@ class Shard:
 
     def batches(self) -> Iterator[Drawn]:
         self._pooled, self._group, self._scores, self._candidates = {}, [], [], []
+        self.uplift, self._ahead = Uplift(self.uplift.sums), None
         samples, size = self.plan, self.batch_size
         for start in range(0, len(samples), size):
-            yield self.drawer.draw(self.prompts, samples[start : start + size], self._pooled)
+            batch = self.drawer.draw(self.prompts, samples[start : start + size], self._pooled)
+            self.drawn = batch.samples[-1].prompt + (start + size >= len(samples))
+            yield batch
         self._noise = self._noise_table()
 
     def encode(self, batch: Drawn) -> list[Callable[[], Row]]:
@@ -102,6 +111,7 @@ class Shard:
         scores = [self._raw(drawn, row) for drawn, row in self._group]
         merits = [self._merit(raw) for raw in scores]
         best = max(range(len(merits)), key=lambda k: (merits[k], -k))
+        self._compare(self._group[best][0].samples[self._group[best][1]], scores[best])
         s = self.origin.settings
         for k, (drawn, row) in enumerate(self._group):
             sample = drawn.samples[row]
@@ -115,6 +125,13 @@ class Shard:
                     picture = (sample.seed - s.seed) // s.best_of
                     self._candidates.append(one | {"picture": picture, "kept": k == best})
         return self._group[best]
+
+    def _compare(self, kept: Sample, raw: dict[str, float | None]) -> None:
+        """A control picture follows the picture that it is drawn for."""
+        ahead, self._ahead = self._ahead, (kept, raw)
+        if ahead and kept.arm == STANDARD != ahead[0].arm and ahead[0].prompt == kept.prompt:
+            for name, control in raw.items():
+                self.uplift.add(name, ahead[1][name], control, self.origin.units.get(name))
 
     def _raw(self, drawn: Drawn, row: int) -> dict[str, float | None]:
         failed = drawn.reason(row) is not None

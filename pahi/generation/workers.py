@@ -27,12 +27,12 @@ def run_groups(
     workers: int,
     target: Callable[..., None],
     arguments: Callable[[int], tuple[Any, ...]],
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[Any], None] = lambda answer: None,
 ) -> dict[str, str]:
     """Has every group done by `target(connection, *arguments(number))`; returns failures by what failed.
 
     A worker receives groups until it receives None, and answers each with ("done", failures), ("fatal", exit code and
-    message of a PahiError, which ends the run), and ("step", None) for every shard on the way.
+    message of a PahiError, which ends the run), and ("step", what `progress` is told) for every shard on the way.
     """
     spawn = multiprocessing.get_context("spawn")
     waiting: deque[tuple[Group, int]] = deque((group, 0) for group in groups)
@@ -68,7 +68,7 @@ def run_groups(
                             failures |= {f"partition {p}, shard {s}": "its workers died" for p, s in group}
                     continue
                 if what == "step":
-                    progress()
+                    progress(answer)
                 elif what == "fatal":
                     code, message = answer
                     raise (UserError if code == UserError.exit_code else PahiError)(message)

@@ -196,7 +196,10 @@
     );
     $("row-redraw").hidden = !redraw;
     const fill = { prompt: quoted(row.prompt), prompt_id: row.id, seed: row.seed ?? "" };
-    $("row-command").textContent = redraw.replace(/\{(prompt|prompt_id|seed)\}/g, (_, name) => String(fill[name]));
+    const command = redraw.replace(/\{(prompt|prompt_id|seed)\}/g, (_, name) => String(fill[name]));
+    // Lines end before an option, not inside it.
+    const parts = command.split(/ (?=--)/).map((part) => element("span", { class: "part" }, part));
+    $("row-command").replaceChildren(...parts.flatMap((part, i) => (i ? [" ", part] : [part])));
     $("copy").textContent = "Copy";
     $("previous").disabled = place === 0;
     $("next").disabled = place === found.length - 1;

@@ -52,7 +52,7 @@ def judge(evaluate: dict[str, Any]) -> Verdict:
     arms = evaluate.get("arms") or []
     arm = main_arm(arms)
     if arm is None:
-        return Verdict("none", "Nothing was evaluated.", "This data set has no evaluation of a learned noise yet.")
+        return Verdict("none", "Nothing was evaluated.", "This dataset has no evaluation of a learned noise yet.")
     name = arm.get("label") or arm["arm"]
     rewards = arm.get("rewards") or {}
     train = {k: v for k, v in rewards.items() if v.get("role") == "train"}

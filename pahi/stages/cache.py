@@ -57,7 +57,7 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
     """Encodes, generates and scores; returns the cache, and whether it was there already."""
     started = time.time()
     if not partitions.outputs:
-        raise missing(STAGE, ingest.STAGE)
+        raise missing(ctx, STAGE, ingest.STAGE)
     output, settings, inputs = place(ctx, partitions)
     if output.manifest() is not None:
         return output, True

@@ -148,12 +148,24 @@ class Context:
         ]
 
 
-def missing(stage: str, upstream: str) -> UserError:
+def missing(ctx: Context, stage: str, upstream: str) -> UserError:
     """A stage run alone, whose input is not there."""
-    return UserError(
-        f"{stage} needs the output of {upstream}, which is not there; "
-        f"run `pahi {upstream}` first or add --with-upstream"
-    )
+    if made_otherwise(ctx, upstream):
+        return UserError(
+            f"{stage} needs the output of {upstream}, and what {ctx.settings.name!r} holds of it is of other settings "
+            f"or prompts: repeat that run's --preset, --config and --set, or run `pahi {upstream}` with these"
+        )
+    first = f"run `pahi {upstream}` first or add --with-upstream"
+    if stage in ("report", "publish", "sample"):  # which are no stages, and have no such option
+        first = f"run `pahi {upstream} --with-upstream` first"
+    return UserError(f"{stage} needs the output of {upstream}, which is not there; {first}")
+
+
+def made_otherwise(ctx: Context, stage: str) -> bool:
+    """Whether the dataset holds a finished output of this stage, under whatever settings."""
+    prefix = f"{ctx.settings.name}/{stage}"
+    found = (name for name in ctx.store.children(prefix) if not name.startswith("_"))
+    return any(Output(ctx.store, ctx.settings.name, stage, name).manifest() is not None for name in found)
 
 
 def environment(started: float, **extra: Any) -> dict[str, Any]:

@@ -262,7 +262,7 @@ def _noise_schema(chosen: Chosen) -> pa.Schema:
 def _drawn(ctx: Context, partitions: ingest.Chain) -> list[Output]:
     drawn = generate.locate_all(ctx, partitions)
     if drawn is None:
-        raise missing(STAGE, generate.STAGE)
+        raise missing(ctx, STAGE, generate.STAGE)
     return drawn
 
 

@@ -61,7 +61,7 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
     started = time.time()
     found = train.newest(ctx, partitions)
     if found is None:
-        raise missing(STAGE, train.STAGE)
+        raise missing(ctx, STAGE, train.STAGE)
     trained, partitions = found
     output, settings, inputs = place(ctx, trained, partitions)
     if output.manifest() is not None:

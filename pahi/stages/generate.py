@@ -28,6 +28,7 @@ from pahi.generation import batch, engine, workers
 from pahi.generation.drawing import Drawer
 from pahi.generation.plan import kept_rows
 from pahi.generation.shard import Built, Origin, Shard
+from pahi.generation.uplift import Uplift
 from pahi.generators.load import part_files, part_folder, with_decoder
 from pahi.predictors import NoisePredictor
 from pahi.predictors.base import WEIGHTS
@@ -214,7 +215,7 @@ def prepare(ctx: Context, partitions: ingest.Chain) -> Plan:
 def _frozen(ctx: Context, partitions: ingest.Chain) -> Frozen:
     found = frozen_predictor(ctx, partitions)
     if found is None:
-        raise missing(STAGE, train.STAGE)
+        raise missing(ctx, STAGE, train.STAGE)
     return found
 
 
@@ -252,19 +253,25 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[list[Output], bool]:
     return outputs, False
 
 
-def draw(plan: Plan, pairs: Sequence[tuple[int, int]], step: Callable[[], None] | None = None) -> engine.Report:
-    """Draws these shards in this process and commits them. Raises UserError; other errors are in the report."""
+def draw(
+    plan: Plan, pairs: Sequence[tuple[int, int]], step: Callable[[Uplift], None] | None = None, *, part: bool = False
+) -> engine.Report:
+    """Draws these shards in this process and commits them. Raises UserError; other errors are in the report.
+
+    `step` is told what each written shard gained. Progress counts all prompts that there are, or these shards' alone
+    where they are a `part` of what is drawn elsewhere.
+    """
     if not pairs:
         return engine.Report()
     ctx = plan.ctx
     drawer, origin = plan.drawer(), plan.origin()
-    total = sum(target.rows for target in plan.targets)
     left = Counter[int]()
     for p, i in pairs:
         left[p] += max(0, min(plan.size, plan.targets[p].rows - i * plan.size))
     for p in left:
         plan.batch_size(p, drawer)  # while nothing else is at work
-    done = total - left.total()
+    total = left.total() if part else sum(target.rows for target in plan.targets)
+    live = Live(ctx, total - left.total(), total)
     tallies = {p: Tally(plan, p, rows) for p, rows in left.items()}
 
     def commit_to(p: int) -> Callable[[Shard, Callable[[], Built]], None]:
@@ -278,18 +285,48 @@ def draw(plan: Plan, pairs: Sequence[tuple[int, int]], step: Callable[[], None] 
 
         return commit
 
-    def progress(work: engine.Work) -> None:
-        nonlocal done
+    def written(work: engine.Work) -> None:
         assert isinstance(work, Shard)
-        done += len(work.prompts)
-        ctx.progress(STAGE, min(done, total), total, "prompts")
+        live.written(work)
         if step is not None:
-            step()
+            step(work.uplift)
 
     shards = Lazy(pairs, lambda pair: plan.shard(pair, drawer, origin, commit_to(pair[0])))
-    report = engine.run(shards, encoders=ctx.settings.generate.encoders or _cores(), progress=progress)
+    encoders = ctx.settings.generate.encoders or _cores()
+    report = engine.run(shards, encoders=encoders, drawn=live.drawn, progress=written)
     report.batch = drawer.limit
     return report
+
+
+class Live:
+    """How far the drawing is, and what the noise gained so far. A prompt counts when its last picture is drawn."""
+
+    def __init__(self, ctx: Context, done: int, total: int) -> None:
+        self.ctx, self.done, self.total = ctx, done, total
+        self.open: dict[str, tuple[int, Uplift]] = {}  # prompts and gains of shards that are not written yet
+        self.uplift = Uplift()
+        self.shown = done
+
+    def drawn(self, work: engine.Work) -> None:
+        assert isinstance(work, Shard)
+        self.open[work.name] = work.drawn, work.uplift
+        self._show()
+
+    def written(self, shard: Shard) -> None:
+        self.open.pop(shard.name, None)
+        self.done += len(shard.prompts)
+        self.uplift.merge(shard.uplift)
+        self._show()
+
+    def _show(self) -> None:
+        uplift, done = Uplift(), self.done
+        uplift.merge(self.uplift)
+        for drawn, gained in self.open.values():
+            done += drawn
+            uplift.merge(gained)
+        # A shard that is drawn again does not turn it back, and the end is reached when everything is written.
+        self.shown = max(self.shown, min(done, self.total - bool(self.open)))
+        self.ctx.progress(STAGE, self.shown, self.total, uplift.note or "prompts")
 
 
 class Lazy(Sequence[engine.Work]):
@@ -373,19 +410,20 @@ def draw_group(settings: Settings, group: workers.Group, progress: Any = None) -
         # Its own shards' manifests alone: a listing of all of them would be made by every group.
         there = plan.targets[partition].output.shard_manifests([shard_name(i) for i in numbers])
         mine += [(partition, i) for i, entry in zip(numbers, there, strict=True) if entry is None]
-    report = draw(plan, mine)
+    report = draw(plan, mine, part=True)
     if report.failed:
         raise StageFailed(f"{len(report.failed)} of {len(mine)} shards failed: {next(iter(report.failed.values()))}")
     return {"shards": len(group), "drawn": len(mine), "seconds": round(report.seconds, 2)}
 
 
 def _in_processes(ctx: Context, plan: Plan, undone: list[tuple[int, int]], count: int) -> dict[str, str]:
-    done = 0
+    done, uplift = 0, Uplift()
 
-    def step() -> None:
+    def step(gained: Uplift) -> None:
         nonlocal done
         done += 1
-        ctx.progress(STAGE, done, len(undone), "shards")
+        uplift.merge(gained)
+        ctx.progress(STAGE, done, len(undone), f"shards, {uplift.note}" if uplift.note else "shards")
 
     gpus = torch.cuda.device_count() if ctx.settings.device == "auto" else 0
     cores = max(1, _cores() // count)
@@ -405,7 +443,7 @@ def _worker(connection: Connection, settings: str) -> None:
     try:
         plan = prepare(ctx, ingest.chain(ctx))
         for group in iter(connection.recv, None):
-            report = draw(plan, group, lambda: connection.send(("step", None)))
+            report = draw(plan, group, lambda gained: connection.send(("step", gained)))
             connection.send(("done", report.failed))
     except PahiError as error:
         connection.send(("fatal", (error.exit_code, str(error))))

@@ -160,7 +160,7 @@ def _write(ctx: Context, output: Output, before: Chain, inputs: dict[str, str], 
             for name, table in (("prompts", prompts), ("rejects", rejects))
         }
         output.commit_shard(shard, lambda t=tables: (t, {}))  # type: ignore[misc]
-        ctx.progress(STAGE, i + 1, count, "shards written")
+        ctx.progress(STAGE, i + 1, count, f"shards written, {len(prompts):,} of {read:,} rows kept")
     summary = {
         "rows_in": read,
         "prompts": len(prompts),

@@ -6,11 +6,10 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pahi.artifacts import Output
-from pahi.errors import UserError
 from pahi.evaluation.summary import main_arm
 from pahi.settings import presets
 from pahi.stages import cache, curate, evaluate, generate, ingest, train
-from pahi.stages.common import Context
+from pahi.stages.common import Context, missing
 
 PACKAGES = ("torch", "diffusers", "transformers", "pyarrow", "prefect")
 
@@ -26,9 +25,7 @@ def write(ctx: Context) -> str:
     partitions = ingest.chain(ctx)
     evaluated = evaluate.locate(ctx, partitions)
     if evaluated is None:
-        raise UserError(
-            f"there is nothing to report on in {ctx.settings.name!r} yet; run `pahi run` or `pahi evaluate` first"
-        )
+        raise missing(ctx, "report", evaluate.STAGE)
     page = build_report(collect(ctx, partitions, evaluated))
     key = f"{ctx.settings.name}/report.html"
     if ctx.store.read_or_none(key) != page.encode():

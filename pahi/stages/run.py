@@ -91,7 +91,7 @@ def publish(
     ctx = Context(settings, progress or silent)
     output = curate.locate(ctx, ingest.chain(ctx))
     if output is None:
-        raise missing("publish", "curate")
+        raise missing(ctx, "publish", "curate")
     return send(
         output,
         target,

@@ -53,7 +53,7 @@ def run(ctx: Context, partitions: ingest.Chain) -> tuple[Output, bool]:
     started = time.time()
     cached = cache.locate(ctx, partitions)
     if cached is None:
-        raise missing(STAGE, cache.STAGE)
+        raise missing(ctx, STAGE, cache.STAGE)
     output, settings, inputs = place(ctx, cached)
     if output.manifest() is not None:
         return output, True

@@ -159,7 +159,8 @@ def test_mistakes_are_one_line(
 def test_the_command_without_a_dataset_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pahi.cli", "publish", str(tmp_path / "out"), "--root", str(tmp_path / "store")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
-    assert done.returncode == 2 and "run `pahi curate` first" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "run `pahi curate --with-upstream` first" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -145,6 +145,39 @@ def test_commands_parse(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_settings(preset, None, list(context.params.get("sets") or []))
 
 
+def test_pools_and_deployments_are_those_of_prefect_yaml() -> None:
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    pools, names = {d["work_pool"]["name"] for d in deployments}, {f"pahi/{d['name']}" for d in deployments}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert set(re.findall(r"--pool ([\w-]+)|work-pool create ([\w-]+)", text)) <= {
+            *((pool, "") for pool in pools),
+            *(("", pool) for pool in pools),
+        }, page.name
+        assert set(re.findall(r"deployment run (pahi/[\w-]+)", text)) <= names, page.name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_scripts_and_targets_are_there(page: Path) -> None:
+    """`python benchmarks/x.py --option`, `python -m pahi.x`, `sh infra/x.sh` and `make x`, in a block or a sentence."""
+    text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
+    shown = [*re.findall(r"`([^`\n]+)`", text), *re.findall(r"^(?:    |\$ )(.*)$", text, re.M)]
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
+    parts = "".join(file.read_text() for file in (ROOT / "benchmarks" / "parts").glob("*.py"))
+    for line in shown:
+        line = re.sub(r"\s#.*$", "", line)
+        for make in re.findall(r"(?:^|[;&] )make ([a-z-]+)", line):
+            assert make in targets, line
+        for file in re.findall(r"(?:^|\s)(?:sh|python3?) ((?:docs|benchmarks|infra)/[\w/.-]+)", line):
+            assert (ROOT / file).is_file(), line
+            source = (ROOT / file).read_text() + parts
+            for option in re.findall(r"\s(--[a-z][\w-]*)", line.partition(file)[2]):
+                assert f'"{option}"' in source, line
+        for module in re.findall(r"python3? -m (pahi[\w.]*)", line):
+            place = ROOT / module.replace(".", "/")
+            assert place.with_suffix(".py").is_file() or (place / "__main__.py").is_file(), line
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if list(fences(p, "yaml"))], ids=ids)
 def test_settings_in_fences_are_settings(page: Path, tmp_path: Path) -> None:
     for line, text in fences(page, "yaml"):
@@ -192,10 +225,25 @@ def stand_ins(
 SNIPPETS = [(page, line, text) for page in PAGES for line, text in fences(page, "python")]
 
 
+def test_no_code_stands_where_it_is_not_run() -> None:
+    """Python and YAML in an indented block would be shown and never tried; shell commands are looked at there."""
+    found = []
+    for page in PAGES:
+        fenced = False
+        for at, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+            fenced ^= line.startswith("```")
+            if not fenced and re.match(
+                r"    (from \S+ import |import |\w+ = [a-z]\w+[.(]|(generator|rewards|train|curate):)", line
+            ):
+                found.append(f"{page.name}:{at}")
+    assert found == []
+
+
 @pytest.mark.parametrize(("page", "line", "text"), SNIPPETS, ids=[f"{page.stem}:{line}" for page, line, _ in SNIPPETS])
 def test_python_runs(page: Path, line: int, text: str, stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it stands in the page, at its place, where the published names are."""
     monkeypatch.chdir(stand_ins)
+    text = re.sub(r"pahi-data/\w+/train/<fingerprint>/predictor", "predictors/sd-turbo", text)
     space: dict[str, Any] = {"__name__": "snippet"}
     exec(compile("\n" * line + text, str(page), "exec"), space)
     if "latents" in space and "image" in space:

@@ -61,7 +61,7 @@ def test_the_artifact_says_what_remains(monkeypatch):
     progress("train", 11, 100, "pick_alpha +0.20")
     assert said == [
         "train of demo: 1 of 100, pick_alpha +0.10",
-        "train of demo: 11 of 100, pick_alpha +0.20, 2:58 left",
+        "train of demo: 11 of 100, pick_alpha +0.20, 30.0/min, 2:58 left",
     ]
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -170,7 +171,7 @@ def small_worker(connection, root: str, folder: str, dies: bool, pause: float) -
 
     ctx.generator.before = before
     for group in iter(connection.recv, None):
-        report = generate.draw(plan, group, lambda: connection.send(("step", None)))
+        report = generate.draw(plan, group, lambda gained: connection.send(("step", gained)))
         connection.send(("done", report.failed))
 
 
@@ -179,15 +180,15 @@ def test_a_dead_workers_shards_are_done_by_the_two_that_go_on(calm: Calm, tmp_pa
     ctx = world(tmp_path, folder)
     plan = generate.prepare(ctx, ingest.chain(ctx))
     groups = workers.split(plan.undone(), 3)
-    steps: list[int] = []
+    steps: list[Any] = []
     failures = workers.run_groups(
         groups,
         3,
         small_worker,
         lambda number: (str(tmp_path), str(folder), number == 0, 0.02),
-        lambda: steps.append(1),
+        steps.append,
     )
-    assert failures == {} and len(steps) >= 5
+    assert failures == {} and len(steps) >= 5 and all(step.pairs for step in steps)
     assert (tmp_path / "died").exists()
     run(world(tmp_path, folder))
     assert manifests(ctx.store) == expected

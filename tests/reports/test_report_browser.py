@@ -244,6 +244,26 @@ def test_nothing_sticks_out(page: Any, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_no_word_is_torn(page: Any, width: int) -> None:
+    """Neither a table's heading nor an option of the command has a line break inside."""
+    page.set_viewport_size({"width": width, "height": 800})
+    page.locator(".card .open").first.click()
+    torn = """([selector, word]) => [...document.querySelectorAll(selector)].flatMap(e => {
+        const walker = document.createTreeWalker(e, NodeFilter.SHOW_TEXT), found = [];
+        for (let node = walker.nextNode(); node; node = walker.nextNode())
+            for (const match of node.data.matchAll(new RegExp(word, 'g'))) {
+                const range = document.createRange();
+                range.setStart(node, match.index);
+                range.setEnd(node, match.index + match[0].length);
+                if (new Set([...range.getClientRects()].map(r => Math.round(r.top))).size > 1) found.push(match[0]);
+            }
+        return found;
+    })"""
+    assert page.evaluate(torn, ["table thead th", r"\S+"]) == []
+    assert page.evaluate(torn, ["#row-command", "--[a-z]+"]) == []
+
+
 def test_page_without_pictures(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(build_report({"dataset": "empty"}), encoding="utf-8")
