@@ -322,10 +322,10 @@ def test_the_setup_script_is_plain_shell_and_refuses_an_unknown_kind_of_pool(tmp
     assert subprocess.run(["sh", "-n", str(INFRA / "setup.sh")], timeout=10).returncode == 0
     done = subprocess.run(
         ["sh", str(INFRA / "setup.sh")],
-        env={"PATH": "/usr/bin:/bin", "PAHI_POOL_TYPE": "nomad"},
+        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PAHI_POOL_TYPE": "nomad", "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=60,
     )
     assert done.returncode == 2
     assert "PAHI_POOL_TYPE=nomad" in done.stderr
