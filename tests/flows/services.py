@@ -149,8 +149,8 @@ class Services:
             return False
 
     def start_worker(self, name: str, pool: str, limit: int = 1, **environment: str) -> None:
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name]
-        self.start(name, [*command, "--limit", str(limit)], env=self.environment | environment)
+        command = ["sh", "infra/worker.sh", "--pool", pool, "--name", name, "--limit", str(limit)]
+        self.start(name, command, env=self.environment | {"PAHI_STOP_SECONDS": "15"} | environment)
 
     # ------------------------------------------------------------------------------------------------------- commands
 
@@ -183,9 +183,9 @@ class Services:
     def deployment(self, name: str) -> dict[str, Any]:
         return self.api(f"/deployments/name/pahi/{name}")
 
-    def submit(self, name: str, **parameters: Any) -> str:
+    def submit(self, name: str, job_variables: dict[str, Any] | None = None, **parameters: Any) -> str:
         """A flow run of a deployment, by its id."""
-        body = {"parameters": parameters}
+        body = {"parameters": parameters, "job_variables": job_variables or {}}
         return self.api(f"/deployments/{self.deployment(name)['id']}/create_flow_run", body)["id"]
 
     def state(self, flow_run: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from pahi.stages import STAGES
 ROOT = Path(__file__).parents[2]
 FILE = yaml.safe_load((ROOT / "prefect.yaml").read_text())
 DEPLOYMENTS = {deployment["name"]: deployment for deployment in FILE["deployments"]}
-SHARED = ("__init__", "artifacts", "common", "doctor", "hooks", "lost")  # of flows/: no deployments
+SHARED = ("__init__", "artifacts", "common", "doctor", "hooks", "lost", "setup")  # of flows/: no deployments
 POOLS = {"pahi-cpu", "pahi-gpu"}
 
 

@@ -1,6 +1,5 @@
 """pahi/generate's fan-out through a real Prefect server: two workers, one of them killed in the middle."""
 
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from pahi.stages import run_stage
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "flows"))
 from services import PATIENCE, ROOT, Services, wait
-from test_services import descendants, kill
+from test_services import descendants, power_off
 
 pytestmark = [pytest.mark.slow, pytest.mark.services, pytest.mark.faults]
 
@@ -63,16 +62,13 @@ def test_a_killed_workers_group_is_done_by_the_other_one(services: Services, tmp
     for worker in ("doomed", "survivor"):
         services.start_worker(worker, POOL)
     # In the middle: both are at work, and some shards are there.
-    at_work = lambda name: descendants(services.running[name].pid)  # noqa: E731
+    at_work = lambda name: descendants(services.running[name].pid)[1:]  # noqa: E731
     wait(
         "both workers", lambda: at_work("doomed") and at_work("survivor") and shards(settings) >= 2, 180, services.logs
     )
     assert services.state(parent)["type"] == "RUNNING"
     assert shards(settings) < 12, "nothing is left to be interrupted"
-    children = at_work("doomed")
-    services.stop("doomed", signal.SIGKILL)
-    for child in children:
-        kill(child)
+    power_off(services, "doomed")
     assert services.finished(parent, 400)["type"] == "COMPLETED", services.logs()
     names = {
         run["id"]: [state["name"] for state in services.api(f"/flow_run_states/?flow_run_id={run['id']}")]

