@@ -53,7 +53,7 @@ KIND_WEIGHTS = {
     "position": 0.32,
     "color_attr": 0.25,
 }
-LENGTHS = {"alpha": (1500, 2500), "beta": (2000, 2500), "gamma": (1500, 2500)}  # steps of towers, and of preferences
+LENGTHS = {"alpha": (1500, 2500), "beta": (1500, 2500), "gamma": (1500, 2000)}  # steps of towers, and of preferences
 # Share of spoiled scenes that show something else; the rest shows the right thing badly.
 WRONG_SHARE = {"alpha": 0.65, "beta": 0.65, "gamma": 0.5}
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
