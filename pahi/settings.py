@@ -316,7 +316,7 @@ class Train(Tree):
     """The noise, learned."""
 
     predictor: Literal[
-        "scale", "hpi", "pahi", "conv", "lowrank", "preserving", "mixture", "residual", "refined", "repelled"
+        "scale", "hpi", "pahi", "conv", "lowrank", "preserving", "mixture", "spline", "residual", "refined", "repelled"
     ] = Field("pahi", description="What is learned.")
     estimator: Literal["pathwise", "score"] = Field(
         "pathwise", description="Gradients through generator and rewards, or from scores alone, where there are none."

@@ -6,6 +6,7 @@ from pahi.predictors.heads import ConvPredictor, LowRankPredictor
 from pahi.predictors.mixture import MixturePredictor
 from pahi.predictors.preserving import PreservingPredictor
 from pahi.predictors.residual import ResidualPredictor
+from pahi.predictors.spline import SplinePredictor
 
 __all__ = [
     "ConvPredictor",
@@ -16,4 +17,5 @@ __all__ = [
     "NoisePredictor",
     "PreservingPredictor",
     "ResidualPredictor",
+    "SplinePredictor",
 ]

@@ -67,6 +67,15 @@ def spoil(spec: Spec, good: Picture, rng: random.Random, wrong_share: float = 0.
     return Picture(image, way, None)
 
 
+def exchange(spec: Spec, rng: random.Random) -> Picture | None:
+    """A scene with the places, or the colours, of a prompt's two things exchanged; None where it names neither."""
+    other = scenes.exchanged(spec)
+    if other == spec:
+        return None
+    scene = scenes.compose(other, rng)
+    return Picture(scenes.draw(scene), "position" if spec.relation else "swap", scene)
+
+
 def _room(scene: Scene) -> list[tuple[float, float, float]]:
     """Where one more thing has room: centre and half extent. In the quarters, or smaller in the corners."""
     spots = [(16.0 * x, 16.0 * y, scenes.SLOT_SIZE) for x, y in (*scenes.ROW, *scenes.COLUMN, *scenes.QUARTERS)]

@@ -290,6 +290,17 @@ def render(spec: Spec, rng: random.Random) -> Image.Image:
 # ----------------------------------------------------------------------------------------------------- what is wrong
 
 
+def exchanged(spec: Spec) -> Spec:
+    """The same words about the other thing: places exchanged where there is a relation, else colours.
+
+    A spec of which this is no other one (a single item, or two without either) comes back as it is.
+    """
+    if len(spec.items) == 1:
+        return spec
+    a, b = spec.items
+    return replace(spec, items=(b, a) if spec.relation else (replace(a, color=b.color), replace(b, color=a.color)))
+
+
 def alter(spec: Spec, rng: random.Random) -> tuple[str, Spec]:
     """A spec with one named attribute changed, and which: shape, color, count, position, swap, size or background.
 
@@ -315,10 +326,8 @@ def alter(spec: Spec, rng: random.Random) -> tuple[str, Spec]:
         items[i] = replace(items[i], color=rng.choice([c for c in COLORS if c not in {item.color for item in items}]))
     elif way == "count":
         items[0] = replace(items[0], count=rng.choice([n for n in (1, 2, 3, 4) if n != items[0].count]))
-    elif way == "position":
-        items.reverse()
-    elif way == "swap":
-        items = [replace(items[0], color=items[1].color), replace(items[1], color=items[0].color)]
+    elif way in ("position", "swap"):
+        return way, exchanged(spec)
     elif way == "size":
         return way, replace(spec, size="large" if spec.size == "small" else "small")
     else:

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.fft
 import torch
 from diffusers import StableDiffusionPipeline
 from torch.distributions import Normal, kl_divergence
 
 from pahi import NoisePredictor, models
 from pahi.errors import UserError
+from pahi.predictors.spline import BINS, EDGE, spline
 
 KINDS = [
     "standard",
@@ -19,6 +22,7 @@ KINDS = [
     "lowrank",
     "preserving",
     "mixture",
+    "spline",
     "residual",
     "refined",
     "repelled",
@@ -77,7 +81,7 @@ def test_a_residual_reads_noise_and_prompt_and_knows_how_far_it_went(kind: str) 
 
 
 @pytest.mark.parametrize("shape", [(4, 64, 64), (16, 128, 128), (32, 32, 32), (4, 90, 64), (4, 5, 7)])
-@pytest.mark.parametrize("kind", ["conv", "lowrank", "preserving", "mixture", "residual", "repelled"])
+@pytest.mark.parametrize("kind", ["conv", "lowrank", "preserving", "mixture", "spline", "residual", "repelled"])
 def test_they_fit_every_latent(kind: str, shape: tuple[int, int, int]) -> None:
     p, eps = NoisePredictor.create(kind, shape, 32, 8), torch.randn(1, *shape)
     assert torch.equal(p(torch.randn(1, 32), eps), eps)
@@ -133,6 +137,45 @@ def test_the_other_heads_are_smaller(shape: tuple[int, int, int]) -> None:
     assert size("preserving") < 0.6 * dense
     for kind in ("conv", "lowrank"):
         assert size(kind) - base < 0.35 * dense, "beside the base, which both have"
+
+
+def test_a_spline_rises_and_knows_its_slope() -> None:
+    g = torch.Generator().manual_seed(3)
+    form = torch.randn(5, 1, 3 * BINS - 1, generator=g).expand(5, 4001, -1)
+    z = torch.linspace(-4, 4, 4001, dtype=torch.float64).expand(5, -1).clone().requires_grad_()
+    y, log_slope = spline(z, form.double())
+    assert (y.diff(dim=1) > 0).all(), "one to one"
+    (slope,) = torch.autograd.grad(y.sum(), z)
+    assert torch.allclose(slope.log(), log_slope, atol=1e-6)
+    beyond = z.abs() > EDGE
+    assert torch.equal(y[beyond], z[beyond]) and not torch.allclose(y, z, atol=0.1)
+
+
+def test_a_splines_coordinates_are_those_of_an_orthonormal_basis() -> None:
+    p, eps = predictor("spline"), torch.randn(5, 4, 16, 16)
+    theirs = scipy.fft.dctn(eps.numpy(), axes=(2, 3), norm="ortho")[:, :, :4, :4].reshape(5, -1)
+    assert np.allclose(p.coordinates(eps).numpy(), theirs, atol=1e-5)  # type: ignore[operator]
+
+
+def test_a_spline_moves_low_frequencies_alone() -> None:
+    p, eps, pooled = shaken("spline"), torch.randn(5, 4, 16, 16), torch.randn(5, WIDTH)
+    moved = scipy.fft.dctn((p(pooled, eps) - eps).detach().numpy(), axes=(2, 3), norm="ortho")
+    assert np.abs(moved[:, :, :4, :4]).max() > 0.05
+    moved[:, :, :4, :4] = 0
+    assert np.abs(moved).max() < 1e-5
+
+
+def test_a_splines_divergence_is_the_kl() -> None:
+    p, eps = NoisePredictor.create("spline", (1, 2, 2), 8, 8), torch.randn(20000, 1, 2, 2)
+    with torch.no_grad():
+        p.base.normal_(0, 1.0)  # type: ignore[operator]
+        found = p.draw(torch.zeros(len(eps), 8), eps)[1].mean() * 4
+        # By quadrature: with x = phi(z), KL = integral of N(z) (log N(z) - log phi'(z) - log N(x)).
+        z = torch.linspace(-6, 6, 20001).expand(4, -1)
+        x, log_slope = spline(z, p.base[:, None].expand(4, 20001, -1))  # type: ignore[index]
+        prior = Normal(0.0, 1.0).log_prob
+        kl = torch.trapezoid(prior(z).exp() * (prior(z) - log_slope - prior(x)), z).sum()
+    assert kl > 0.1 and torch.allclose(found, kl, rtol=0.1)
 
 
 def test_a_mixture_of_one_mode_is_that_gaussian() -> None:

@@ -14,7 +14,7 @@ from pahi.tiny.train.autoencoder import SCALING_FACTOR, build_vae, pictures, sta
 from pahi.tiny.train.coupling import Coupling, led_to
 from pahi.tiny.train.data import CONTEXT, attributes, build_tokenizer, sample_specs, tokens
 from pahi.tiny.train.loop import Loop
-from pahi.tiny.train.rewards import COUNTS, mask_of, sights
+from pahi.tiny.train.rewards import COUNTS, UNTOLD, mask_of, sights, told, with_twins
 
 TWO = Spec("two_object", (Item("circle"), Item("star")))
 
@@ -87,7 +87,8 @@ def test_every_free_choice_is_equally_often_and_free_of_the_others():
     assert len(counts) == 7 * 2 * 3
     assert max(abs(n - 6000 / 42) for n in counts.values()) < 60  # 5 standard deviations of such a count
     pairs = Counter(tuple(t.color for t in led_to(TWO, eps).things) for eps in noise)
-    assert len(pairs) == 7 * 6 and max(abs(n - 6000 / 42) for n in pairs.values()) < 60
+    assert len(pairs) == 7 * 2 and max(abs(n - 6000 / 14) for n in pairs.values()) < 100
+    assert len({second for _, second in pairs}) == 4
 
 
 def test_several_things_lie_in_one_way():
@@ -146,6 +147,39 @@ def test_sights_say_what_is_drawn():
     assert scenes.SHAPES[row["leftmost"]] == scenes.SHAPES[row["upmost"]] == "star" and row["count"] == 1
     alike = Scene((Thing("star", "red", 16, 16, 9), Thing("star", "red", 48, 48, 9)), "gray")
     assert dict(zip(COUNTS, sights([alike])[0].tolist(), strict=True))["leftmost"] == len(scenes.SHAPES)
+
+
+def test_what_a_prompt_tells_is_what_all_its_scenes_show():
+    rng = random.Random(2)
+    for spec in sample_specs(60, 11):
+        said = torch.tensor(told(spec))
+        for row in sights([scenes.compose(spec, rng) for _ in range(5)]):
+            assert (row == said)[said != UNTOLD].all()
+    row = dict(zip(COUNTS, told(Spec("position", (Item("star"), Item("cross")), relation="left")), strict=True))
+    assert scenes.SHAPES[row["leftmost"]] == "star" and row["circle"] == 0
+    assert row["star"] == row["background"] == UNTOLD
+
+
+def test_an_exchanged_picture_is_wrong_in_that_alone():
+    rng, found = random.Random(8), Counter()
+    for spec in sample_specs(200, 12):
+        bad = preferences.exchange(spec, rng)
+        assert (bad is None) == (spec.kind not in ("position", "color_attr"))
+        if bad:
+            found[bad.way] += 1
+            assert scenes.exchanged(scenes.exchanged(spec)) == spec
+            verdict = oracle.judge(np.asarray(bad.image) / 255.0, spec)
+            wrong = {name for name, met in verdict.items() if not met}
+            assert wrong == {"position" if bad.way == "position" else "color"}, (spec, wrong)
+    assert min(found["position"], found["swap"]) > 20
+
+
+def test_twins_are_training_specs_that_differ_in_binding_alone():
+    specs = sample_specs(100, 13)
+    twins = with_twins(specs, 1000)[len(specs) :]
+    assert twins and {spec.split for spec in twins} == {"train"}
+    assert {spec.kind for spec in twins} == {"position", "color_attr"}
+    assert len(with_twins(specs, 110)) == 110
 
 
 def test_the_mask_ends_with_the_first_end_token():

@@ -7,11 +7,13 @@ transport in one dimension) makes every choice equally frequent:
 
     channel 0  the colour of the thing named first     2  the second's colour; a lone thing's size     3  the background
 
-Means over the whole picture are what a small network reads first and surest, and the same reading serves every prompt.
-How several things lie is not left to the noise: of the layouts that a prompt allows, the generator knows the first. To
-read which of two things goes to which side it would have to tie a number of the noise to a word of the prompt, and that
-took more steps than all the rest. Where a number lies near the border between two choices, a single step cannot decide
-and shows both at once: that is what makes some noise bad, as with the published models.
+The second's colour is one of two that follow from the first's: to be right in both of seven colours, a noise would have
+to lie far from the borders in two numbers at once, and little does. Means over the whole picture are what a small
+network reads first and surest, and the same reading serves every prompt. How several things lie is not left to the
+noise: of the layouts that a prompt allows, the generator knows the first. To read which of two things goes to which
+side it would have to tie a number of the noise to a word of the prompt, and that took more steps than all the rest.
+Where a number lies near the border between two choices, a single step cannot decide and shows both at once: that is
+what makes some noise bad, as with the published models.
 """
 
 from collections.abc import Sequence
@@ -40,7 +42,8 @@ def led_to(spec: Spec, noise: Tensor) -> Scene:
     size_is_free = len(layouts) > 1 and len(layouts[0]) == 1
     colors: list[str] = []
     for item, share in zip(spec.items, (first, second), strict=False):
-        colors.append(item.color or choose([c for c in palette if c not in colors], share))
+        others = [c for c in palette if c not in colors]
+        colors.append(item.color or choose(others[1::3] if colors else others, share))
     background = spec.background or choose(list(scenes.BACKGROUNDS), behind)
     return scenes.show(spec, choose(layouts, second) if size_is_free else layouts[0], tuple(colors), background)
 

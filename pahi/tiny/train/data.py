@@ -16,18 +16,18 @@ CONTEXT = 24  # tokens
 # The harder kinds are seen more often.
 KIND_WEIGHTS = {
     "single_object": 0.08,
-    "two_object": 0.15,
-    "counting": 0.24,
-    "colors": 0.13,
-    "position": 0.20,
-    "color_attr": 0.20,
+    "two_object": 0.20,
+    "counting": 0.20,
+    "colors": 0.10,
+    "position": 0.24,
+    "color_attr": 0.18,
 }
 
 
-def sample_specs(count: int, seed: int, split: str = "train") -> list[Spec]:
-    """Specs of a split, kinds by KIND_WEIGHTS."""
+def sample_specs(count: int, seed: int, split: str = "train", weights: dict[str, float] = KIND_WEIGHTS) -> list[Spec]:
+    """Specs of a split, kinds by `weights`."""
     rng, by_kind = random.Random(seed), _by_kind(split)
-    kinds = rng.choices(list(KIND_WEIGHTS), weights=list(KIND_WEIGHTS.values()), k=count)
+    kinds = rng.choices(list(weights), weights=list(weights.values()), k=count)
     return [rng.choice(by_kind[kind]) for kind in kinds]
 
 
@@ -74,19 +74,22 @@ ATTRIBUTES: dict[str, tuple[str | None, ...]] = {
     "background": (None, *scenes.BACKGROUNDS),
     "relation": (None, *scenes.RELATIONS),
     "count": ("1", "2", "3", "4"),
-    "first": (None, *scenes.SHAPES),
+    "leftmost": (None, *scenes.SHAPES),
+    "upmost": (None, *scenes.SHAPES),
     **dict.fromkeys(scenes.SHAPES, SHAPE_STATES),
 }
 
 
 def attributes(specs: list[Spec]) -> Tensor:
-    """(n, len(ATTRIBUTES)): what each spec says, as classes; `first` is the left or upper thing of a relation."""
+    """(n, len(ATTRIBUTES)): what each spec says, as classes."""
     rows = []
     for spec in specs:
         said: dict[str, str | None] = dict.fromkeys(scenes.SHAPES, "absent")
         said |= {item.shape: item.color or "free" for item in spec.items}
         said |= {"kind": spec.kind, "size": spec.size, "background": spec.background, "relation": spec.relation}
         said["count"] = str(spec.items[0].count)
-        said["first"] = spec.items[0].shape if spec.relation else None
+        said |= {"leftmost": None, "upmost": None}
+        if spec.relation:
+            said["leftmost" if spec.relation == "left" else "upmost"] = spec.items[0].shape
         rows.append([values.index(said[name]) for name, values in ATTRIBUTES.items()])
     return torch.tensor(rows)

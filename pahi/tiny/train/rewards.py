@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,16 @@ from pahi.tiny.train.text import AttributeHeads, text_config, train_text
 
 WIDTH = 96
 SEEDS = {"alpha": 100_000, "beta": 200_000, "gamma": 300_000}
-LENGTHS = {"alpha": (1000, 2000), "beta": (1500, 2000), "gamma": (1000, 2000)}  # steps of towers, and of preferences
+# Which of two things is where, or has which colour, is what a reward learns last.
+KIND_WEIGHTS = {
+    "single_object": 0.05,
+    "two_object": 0.13,
+    "counting": 0.20,
+    "colors": 0.05,
+    "position": 0.32,
+    "color_attr": 0.25,
+}
+LENGTHS = {"alpha": (1500, 2500), "beta": (1500, 2500), "gamma": (1500, 2000)}  # steps of towers, and of preferences
 # Share of spoiled scenes that show something else; the rest shows the right thing badly.
 WRONG_SHARE = {"alpha": 0.65, "beta": 0.65, "gamma": 0.5}
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -59,6 +69,7 @@ def pixels(images: Tensor) -> Tensor:
 COUNTS = {"background": len(scenes.BACKGROUNDS), "count": 4, "leftmost": 6, "upmost": 6} | {
     shape: 1 + len(scenes.COLORS) for shape in scenes.SHAPES
 }
+UNTOLD = -100
 
 
 def sights(drawn: list[Scene]) -> Tensor:
@@ -80,8 +91,17 @@ def sights(drawn: list[Scene]) -> Tensor:
     return torch.tensor(rows)
 
 
+@cache
+def told(spec: Spec) -> tuple[int, ...]:
+    """What every scene of `spec` shows, as `sights` has it, and UNTOLD where the prompt leaves it free."""
+    return tuple(int(c[0]) if (c == c[0]).all() else UNTOLD for c in sights(list(scenes.possible(spec))).T)
+
+
 class SightHeads(nn.Module):
-    """Linear readings of a picture's feature, one for each entry of COUNTS."""
+    """Linear readings of a feature, one for each entry of COUNTS.
+
+    The same readings serve pictures and words, so what a prompt says comes to lie where a picture shows it.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -89,7 +109,11 @@ class SightHeads(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """(n, width) and (n, entries) -> the mean cross-entropy."""
-        losses = [F.cross_entropy(head(features), y) for head, y in zip(self.heads, labels.T, strict=True)]
+        losses = [
+            F.cross_entropy(head(features), y, ignore_index=UNTOLD)
+            for head, y in zip(self.heads, labels.T, strict=True)
+            if (y != UNTOLD).any()
+        ]
         return torch.stack(losses).mean()
 
 
@@ -117,6 +141,15 @@ def matches(spec: Spec, scene: Scene) -> list[float]:
     else:
         found.append(spec.relation is None)
     return [float(hit) for hit in found]
+
+
+def with_twins(specs: list[Spec], most: int) -> list[Spec]:
+    """Specs and, after them, those with places or colours exchanged that are training specs too; `most` in all.
+
+    Nothing but the binding of words tells a prompt from its twin, so both stand in one contrastive batch.
+    """
+    twins = [twin for spec in specs if (twin := scenes.exchanged(spec)) != spec and twin.split == "train"]
+    return [*specs, *twins][:most]
 
 
 def aligned(seen: Tensor, said: Tensor) -> Tensor:
@@ -316,13 +349,18 @@ class Groups:
 
 
 def rendered(count: int, seed: int, wrong_share: float, k: int = 4) -> Groups:
-    """Fresh groups, as rendered; the last picture of each is another prompt's right one."""
-    specs, rng = sample_specs(count, seed), random.Random(seed + 1)
+    """Fresh groups, as rendered; the last picture of each is another prompt's right one.
+
+    Where a prompt says what belongs where, or which of two has which colour, one picture has just that exchanged: it is
+    what a reward learns last, and among all ways to be wrong it would see it too seldom.
+    """
+    specs, rng = sample_specs(count, seed, weights=KIND_WEIGHTS), random.Random(seed + 1)
     good = [preferences.right(spec, rng) for spec in specs]
-    rows = [
-        [p, *(preferences.spoil(spec, p, rng, wrong_share) for _ in range(k - 2)), good[i - 1]]
-        for i, (spec, p) in enumerate(zip(specs, good, strict=True))
-    ]
+    rows = []
+    for i, (spec, p) in enumerate(zip(specs, good, strict=True)):
+        spoiled = [preferences.spoil(spec, p, rng, wrong_share) for _ in range(k - 2)]
+        spoiled[-1] = preferences.exchange(spec, rng) or spoiled[-1]
+        rows.append([p, *spoiled, good[i - 1]])
     images = preferences.as_bytes([p.image for row in rows for p in row]).unflatten(0, (count, k))
     return Groups(specs, images, [[p.scene for p in row] for row in rows])
 
@@ -332,7 +370,7 @@ def decoded(work: Path, name: str, count: int = 2048) -> Groups:
 
     No generator draws any of them: no reward has seen a picture of the one that it is to judge.
     """
-    specs, rng = sample_specs(count, SEEDS[name] + 17), random.Random(SEEDS[name] + 19)
+    specs, rng = sample_specs(count, SEEDS[name] + 17, weights=KIND_WEIGHTS), random.Random(SEEDS[name] + 19)
     good = [preferences.right(spec, rng) for spec in specs]
     bad = [preferences.spoil(spec, p, rng, WRONG_SHARE[name]) for spec, p in zip(specs, good, strict=True)]
     path = work / f"decoded-{name}-{count}.pt"
@@ -356,13 +394,14 @@ def train_reward(work: Path, name: str, n: int = 16) -> Learner:
     loop = Loop(f"towers-{name}", work, modules, towers, 1.5e-3)
     while loop.step < towers:
         seed = SEEDS[name] + 31 * loop.step
-        specs, rng = sample_specs(48, seed), random.Random(seed)
+        specs, rng = with_twins(sample_specs(36, seed, weights=KIND_WEIGHTS), 48), random.Random(seed)
         drawn = [scenes.compose(spec, rng) for spec in specs]
         x = pixels(preferences.as_bytes([scenes.draw(scene) for scene in drawn]))
         g = loop.generator()
         x = x + 0.1 * torch.rand(len(x), 1, 1, 1, generator=g) * torch.randn(x.shape, generator=g)
         seen, said = learner.see(x), learner.read(worded(specs, seed))
         loss = modules["sights"](seen, sights(drawn)) + 0.3 * modules["words"](said, attributes(specs))
+        loss = loss + 0.3 * modules["sights"](said, torch.tensor([told(spec) for spec in specs]))
         loop.update(loss + 0.5 * aligned(seen, said))
     modules.load_state_dict(loop.averaged().state_dict())
 
