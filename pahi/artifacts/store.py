@@ -103,7 +103,7 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def create(self, key: str, data: bytes) -> bool:
+    def create(self, key: str, data: bytes | memoryview) -> bool:
         """Puts an object where none is, in one operation. False, and nothing changed, where there is one already.
 
         On a remote store True too where the very same bytes are there: they may be ours, put by a request whose answer
@@ -125,7 +125,8 @@ class Store:
                         os.replace(temporary, self.path(key))
                     _sync_folder(self.path(key))
                 return True
-            return self._retried(lambda: self._put(key, data))
+            body = bytes(data)  # once, and no copy where it is bytes already
+            return self._retried(lambda: self._put(key, body))
 
     def _put(self, key: str, data: bytes) -> bool:
         try:
@@ -156,7 +157,7 @@ class Store:
         with self._explained("read", key):
             self._retried(lambda: self.fs.get_file(self.path(key), str(file)))
 
-    def replace(self, key: str, data: bytes) -> None:
+    def replace(self, key: str, data: bytes | memoryview) -> None:
         """Puts an object, over any that is there: for what no manifest refers to (run.json, training state)."""
         with self._explained("write", key):
             if self.local:
@@ -164,7 +165,8 @@ class Store:
                     os.replace(temporary, self.path(key))
                     _sync_folder(self.path(key))
             else:
-                self._retried(lambda: self.fs.pipe_file(self.path(key), data))
+                body = bytes(data)
+                self._retried(lambda: self.fs.pipe_file(self.path(key), body))
 
     def list(self, prefix: str) -> Names:
         """Every key below a prefix, sorted; temporary files are not objects."""
@@ -281,7 +283,7 @@ class Store:
                 time.sleep(pause)
 
     @contextlib.contextmanager
-    def _temporary(self, key: str, data: bytes | Path) -> Iterator[str]:
+    def _temporary(self, key: str, data: bytes | memoryview | Path) -> Iterator[str]:
         """A synced file beside the key's place, of these bytes or of another file's; gone afterwards."""
         path = Path(self.path(key))
         path.parent.mkdir(parents=True, exist_ok=True)
