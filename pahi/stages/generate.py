@@ -26,6 +26,7 @@ from pahi.artifacts.output import shard_name
 from pahi.errors import PahiError, StageFailed
 from pahi.generation import batch, engine, workers
 from pahi.generation.drawing import Drawer
+from pahi.generation.host import keep_freed_memory
 from pahi.generation.plan import kept_rows
 from pahi.generation.shard import Built, Origin, Shard
 from pahi.generators.load import part_files, part_folder, with_decoder
@@ -257,6 +258,7 @@ def draw(plan: Plan, pairs: Sequence[tuple[int, int]], step: Callable[[], None] 
     if not pairs:
         return engine.Report()
     ctx = plan.ctx
+    keep_freed_memory()
     drawer, origin = plan.drawer(), plan.origin()
     total = sum(target.rows for target in plan.targets)
     left = Counter[int]()
