@@ -23,6 +23,7 @@ from pahi.stages import generate, ingest
 
 Calm = tuple[Path, dict[str, bytes]]
 Through = Callable[[FaultyProxy], None]
+MINUTE = 60.0
 
 
 @pytest.fixture
@@ -74,6 +75,25 @@ def test_refusals_resets_lost_and_torn_answers_and_silence(
     client = boto3.client("s3", endpoint_url=s3_server)
     for key in parts:
         pq.read_table(io.BytesIO(client.get_object(Bucket=bucket, Key=key)["Body"].read()))
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_store_that_is_dead_for_a_minute(calm: Calm, s3_server: str, bucket: str, through: Through) -> None:
+    """In the middle of the shards, and with the patience that a run has by default."""
+    folder, expected = calm
+    proxy = FaultyProxy(s3_server, share=0)
+    through(proxy)
+    ctx = world(f"s3://{bucket}/p", folder)
+    proxy.outages = [(proxy.requests + 20, MINUTE)]
+    started = time.monotonic()
+    generate.run(ctx, ingest.chain(ctx))
+    assert time.monotonic() - started > MINUTE and proxy.faults["away"] > 5
+    assert manifests(ctx.store) == expected
+    client = boto3.client("s3", endpoint_url=s3_server)
+    keys = [o["Key"] for o in client.list_objects_v2(Bucket=bucket)["Contents"]]
+    assert sum("/generate/" in key and key.endswith(".parquet") for key in keys) == 5 * 3
+    assert all(check["ok"] for check in verify(ctx.settings, rows=0))
 
 
 @pytest.mark.parametrize("fault", ["reset after", "503", "torn"])
