@@ -32,6 +32,7 @@ T = TypeVar("T")
 # is more likely that its address is wrong.
 PATIENCE, FIRST = 300.0, 10.0
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 30  # seconds of silence after which a request is made again
+PART = 50 * 2**20  # bytes of a part of an upload to S3; what has less than two is put in one request
 AGE = 24 * 3600.0  # seconds after which what a writer left behind is nobody's any more
 # What a store says of itself, rather than of the request. s3fs turns codes into these.
 TRANSIENT = {errno.EBUSY, errno.EIO, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED}
@@ -130,11 +131,14 @@ class Store:
 
     def _put(self, key: str, data: bytes) -> bool:
         try:
-            self.fs.pipe_file(self.path(key), data, mode="create")
+            self.fs.pipe_file(self.path(key), data, mode="create", **self._parts())
         except FileExistsError:
             # The HTTP client itself makes a request again whose answer was lost: what is there may be ours.
             return self.fs.cat_file(self.path(key)) == data
         return True
+
+    def _parts(self) -> dict[str, Any]:
+        return {"chunksize": PART} if hasattr(self.fs, "call_s3") else {}
 
     def create_from(self, key: str, file: Path) -> bool:
         """As `create`, from a file of any size."""
@@ -166,7 +170,7 @@ class Store:
                     _sync_folder(self.path(key))
             else:
                 body = bytes(data)
-                self._retried(lambda: self.fs.pipe_file(self.path(key), body))
+                self._retried(lambda: self.fs.pipe_file(self.path(key), body, **self._parts()))
 
     def list(self, prefix: str) -> Names:
         """Every key below a prefix, sorted; temporary files are not objects."""
@@ -337,6 +341,8 @@ Found = list[tuple[str, Callable[[], Any]]]
 
 def transient(error: BaseException) -> bool:
     """Whether a request may well succeed when it is made again: the store or the network failed, not the request."""
+    if isinstance(error, FileNotFoundError) and _code(error) == "NoSuchUpload":
+        return True  # of an upload in parts whose last answer was lost: it is completed, and cannot be given up
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
         return False
     for one in (error, error.__cause__):
@@ -354,6 +360,12 @@ def transient(error: BaseException) -> bool:
         words = ("Connection", "Timeout", "HTTPClient", "IncompleteRead", "ResponseStreaming")
         return any(word in name for word in words)
     return module in ("aiohttp", "http") or (error.__cause__ is not None and transient(error.__cause__))
+
+
+def _code(error: BaseException) -> str:
+    """S3's own word for an error that s3fs translated."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def _reason(error: Exception) -> str:

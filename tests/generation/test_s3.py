@@ -111,6 +111,25 @@ def test_a_write_whose_answer_is_lost_is_still_ours(s3_server: str, bucket: str,
     assert store.read("key") == b"ours"
 
 
+@pytest.mark.parametrize("fault", ["reset after", "503", "torn"])
+def test_a_large_write_whose_last_answer_is_lost_is_still_ours(
+    s3_server: str, bucket: str, through: Through, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """A shard of many parts, where the request that makes an object of them goes wrong."""
+    proxy = FaultyProxy(s3_server, share=0)
+    through(proxy)
+    monkeypatch.setattr(store_module, "PART", 5 * 2**20)  # the least that S3 allows
+    store, data = Store(f"s3://{bucket}/p"), b"\x01" * (2 * store_module.PART + 1)
+    store.create("before", b"1")
+    fates = ["", "", "", "", fault]
+    proxy.fate = lambda: fates.pop(0) if fates else ""  # type: ignore[method-assign]
+    assert store.create("key", data) is True
+    assert fates == [] and store.read("key") == data
+    client = boto3.client("s3", endpoint_url=s3_server)
+    assert client.head_object(Bucket=bucket, Key="p/key")["ETag"].strip('"').endswith("-3"), "of three parts"
+    assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads"), "nothing is left behind"
+
+
 def test_a_store_that_stays_away_is_given_up_in_one_line(s3_server: str, bucket: str, through: Through) -> None:
     proxy = FaultyProxy(s3_server, share=0)
     through(proxy)
