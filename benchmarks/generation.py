@@ -20,7 +20,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -64,6 +64,12 @@ def row(name: str, what: str, result: str) -> None:
     print(f"| {name} | {what} | {result} |", flush=True)
 
 
+def timer(device: str) -> tuple[Callable[[], float], str]:
+    """The clock, and what a row says of it: one core that does all has its own, which leaves out the machine's rest."""
+    alone = device == "cpu" and CORES == 1
+    return (time.process_time, ", CPU seconds") if alone else (time.perf_counter, "")
+
+
 def tiny(**overrides: Any) -> Context:
     sets = ["rewards.judges=[]", "generate.control_fraction=0", *(f"{k}={v}" for k, v in overrides.items())]
     return Context(load_settings("tiny", overrides=sets))
@@ -97,9 +103,7 @@ def networks(names: set[str], dtype: str, rounds: int, count: int) -> None:
     predictor = NoisePredictor.create("pahi", generator.latent_shape, generator.pooled_width).to(ctx.device)
     drawer, size = Drawer(generator, predictor, rewards), g.batch_size or 32
     eps = standard_noise([p["prompt_id"] for p in prompts], [0] * count, generator.latent_shape).to(ctx.device)
-    # One core draws, encodes and writes in turn: its own seconds leave out the machine's other work.
-    alone = ctx.device.type == "cpu" and CORES == 1
-    clock, seconds = (time.process_time, ", CPU seconds") if alone else (time.perf_counter, "")
+    clock, seconds = timer(ctx.device.type)
 
     @torch.no_grad()
     def forward(size: int = size) -> None:
@@ -182,6 +186,7 @@ def smooth(count: int, size: int) -> torch.Tensor:
 
 def write(rounds: int, count: int) -> None:
     pictures, prompts = smooth(32, 512), embedded_prompts(256)
+    clock, seconds = timer("cpu")
     for kind in ("png", "jpeg", "webp"):
         s = Generate(control_fraction=0, format=kind)
         shards = max(1, count // 256 // (4 if kind == "webp" else 1))  # its encoder is so much slower
@@ -208,9 +213,9 @@ def write(rounds: int, count: int) -> None:
                     for _ in pool.map(one, range(shards * 256)):
                         pass
 
-            times = in_turns(rounds, ours=ours, encoder=encoder, hashed=hashed)
+            times = in_turns(rounds, clock, ours=ours, encoder=encoder, hashed=hashed)
         speed = shards * 256 / statistics.median(times["ours"])
-        what = f"{shards * 256} {kind} of 512x512, {CORES} cores, {speed:.0f}/s, to a disk, synced"
+        what = f"{shards * 256} {kind} of 512x512, {CORES} cores, {speed:.0f}/s, to a disk, synced{seconds}"
         row("write", what, f"{ratio(times['encoder'], times['ours'])} of the encoder's own speed")
         row("write", f"the same {kind}", f"{ratio(times['hashed'], times['ours'])} of encoder and sha256")
 
