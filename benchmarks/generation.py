@@ -1,6 +1,7 @@
 """Bulk generation: each figure is a ratio within one run, both sides in turns, the median of the rounds.
 
-    loop       a user's loop: StableDiffusionPipeline one prompt at a time, scored, saved as PNG
+    loop       a user's loop in public code: StableDiffusionPipeline one prompt at a time, scored, saved as PNG; and
+               what the networks alone gain from the batch
     forward    the networks alone, at the same batch: no noise to make, nothing encoded or written
     write      the write path alone, fed with constant 512x512 pictures, against the encoder on all cores, and against
                the encoder and the sha256 of the pixels that every row carries
@@ -19,7 +20,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
@@ -28,17 +29,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from diffusers import StableDiffusionPipeline
 from parts.timing import Work, in_turns, ratio
+from parts.user_loop import UserLoop
 from PIL import Image
 
-from pahi import models
 from pahi.artifacts import Output, Store
 from pahi.artifacts.fingerprint import canonical_json
 from pahi.artifacts.output import shard_name
 from pahi.artifacts.schemas import PROMPTS
 from pahi.generation import batch, engine
 from pahi.generation.drawing import SCORES, Drawer, Drawn
+from pahi.generation.host import keep_freed_memory
 from pahi.generation.pictures import encode, pixels_sha256
 from pahi.generation.plan import kept_rows, plan
 from pahi.generation.shard import Origin, Shard
@@ -61,6 +62,12 @@ CORES = len(os.sched_getaffinity(0))
 
 def row(name: str, what: str, result: str) -> None:
     print(f"| {name} | {what} | {result} |", flush=True)
+
+
+def timer(device: str) -> tuple[Callable[[], float], str]:
+    """The clock, and what a row says of it: one core that does all has its own, which leaves out the machine's rest."""
+    alone = device == "cpu" and CORES == 1
+    return (time.process_time, ", CPU seconds") if alone else (time.perf_counter, "")
 
 
 def tiny(**overrides: Any) -> Context:
@@ -89,54 +96,44 @@ def write_shards(shards: int, store: Store, prompts: list[dict[str, Any]], drawe
     return engine.run(generate.Lazy(range(shards), make), encoders=settings.encoders or CORES)
 
 
-def networks(names: set[str], rounds: int, count: int) -> None:
-    ctx = tiny()
+def networks(names: set[str], dtype: str, rounds: int, count: int) -> None:
+    ctx = tiny(**{"generator.dtype": dtype})
     g, prompts, generator = ctx.settings.generate, embedded_prompts(count), ctx.generator
     rewards = [ctx.reward(m) for m in (*ctx.settings.rewards.train, *ctx.settings.rewards.held_out)]
     predictor = NoisePredictor.create("pahi", generator.latent_shape, generator.pooled_width).to(ctx.device)
     drawer, size = Drawer(generator, predictor, rewards), g.batch_size or 32
+    eps = standard_noise([p["prompt_id"] for p in prompts], [0] * count, generator.latent_shape).to(ctx.device)
+    clock, seconds = timer(ctx.device.type)
+
+    @torch.no_grad()
+    def forward(size: int = size) -> None:
+        for start in range(0, count, size):
+            texts = [p["text"] for p in prompts[start : start + size]]
+            conditioning = generator.encode(texts)
+            x_T = predictor.draw(conditioning.pooled, eps[start : start + len(texts)])[0]
+            images = drawer.decode(generator.denoise(x_T, conditioning))
+            for reward in rewards:
+                reward.score(images, reward.prepare(texts), texts).cpu()
+
     with tempfile.TemporaryDirectory() as folder:
         store, reports = Store(folder), []
 
         def ours() -> None:
             reports.append(write_shards(1, store, prompts, drawer, g))
 
-        def loop() -> None:
-            pipe = StableDiffusionPipeline.from_pretrained(
-                models.resolve(ctx.settings.generator.id), dtype=torch.float32, safety_checker=None
-            ).to(ctx.device)
-            pipe.set_progress_bar_config(disable=True)
-            started = time.perf_counter()
-            with torch.no_grad():
-                for i, prompt in enumerate(prompts):
-                    picture = pipe(prompt["text"], num_inference_steps=1, guidance_scale=0.0, output_type="pt").images
-                    for reward in rewards:
-                        reward.score(picture, reward.prepare([prompt["text"]]), [prompt["text"]])
-                    pixels = (picture[0].permute(1, 2, 0).clamp(0, 1) * 255).round().byte().cpu().numpy()
-                    Image.fromarray(pixels).save(Path(folder) / f"{i}.png")
-            loops.append(time.perf_counter() - started)
-
-        @torch.no_grad()
-        def forward() -> None:
-            for start in range(0, count, size):
-                texts = [p["text"] for p in prompts[start : start + size]]
-                conditioning = generator.encode(texts)
-                x_T = predictor.draw(conditioning.pooled, eps[start : start + len(texts)])[0]
-                images = drawer.decode(generator.denoise(x_T, conditioning))
-                for reward in rewards:
-                    reward.score(images, reward.prepare(texts), texts).cpu()
-
-        loops: list[float] = []
-        eps = standard_noise([p["prompt_id"] for p in prompts], [0] * count, generator.latent_shape).to(ctx.device)
-        device = f"{ctx.device.type}, {torch.get_num_threads()} threads, {count} pictures"
+        what = f"{ctx.device.type}, {dtype}, {torch.get_num_threads()} threads, {count} pictures{seconds}"
         if "loop" in names:
-            times = in_turns(rounds, ours=ours, loop=loop)
-            row("loop", device, f"{ratio(loops[1:], times['ours'], 1)} times as fast as a user's loop")
+            user, texts = UserLoop(ctx), [p["text"] for p in prompts]
+            works = {"ours": ours, "loop": lambda: user(texts, Path(folder)), "ones": lambda: forward(1)}
+            times = in_turns(rounds, clock, **works, batched=forward)
+            row("loop", what, f"{ratio(times['loop'], times['ours'], 1)} times as fast as a user's loop")
+            gain = ratio(times["ones"], times["batched"], 1)
+            row("loop", f"of it the networks alone, {size} at once against one", f"{gain} times as fast")
         if "forward" in names:
             reports.clear()
-            times = in_turns(rounds, ours=ours, forward=forward)
+            times = in_turns(rounds, clock, ours=ours, forward=forward)
             busy = statistics.median(1 - r.waited / r.seconds for r in reports[1:])
-            row("forward", device, f"{ratio(times['forward'], times['ours'])} of the networks' own speed")
+            row("forward", what, f"{ratio(times['forward'], times['ours'])} of the networks' own speed")
             row("forward", "the device's thread did not wait for encoders or store", f"{busy:.1%} of the time")
 
 
@@ -189,9 +186,10 @@ def smooth(count: int, size: int) -> torch.Tensor:
 
 def write(rounds: int, count: int) -> None:
     pictures, prompts = smooth(32, 512), embedded_prompts(256)
+    clock, seconds = timer("cpu")
     for kind in ("png", "jpeg", "webp"):
         s = Generate(control_fraction=0, format=kind)
-        shards = max(1, count // 256)
+        shards = max(1, count // 256 // (4 if kind == "webp" else 1))  # its encoder is so much slower
 
         def encoder(kind: str = kind, shards: int = shards) -> None:
             with ThreadPoolExecutor(CORES) as pool:
@@ -215,9 +213,9 @@ def write(rounds: int, count: int) -> None:
                     for _ in pool.map(one, range(shards * 256)):
                         pass
 
-            times = in_turns(rounds, ours=ours, encoder=encoder, hashed=hashed)
+            times = in_turns(rounds, clock, ours=ours, encoder=encoder, hashed=hashed)
         speed = shards * 256 / statistics.median(times["ours"])
-        what = f"{shards * 256} {kind} of 512x512, {CORES} cores, {speed:.0f}/s, to a disk, synced"
+        what = f"{shards * 256} {kind} of 512x512, {CORES} cores, {speed:.0f}/s, to a disk, synced{seconds}"
         row("write", what, f"{ratio(times['encoder'], times['ours'])} of the encoder's own speed")
         row("write", f"the same {kind}", f"{ratio(times['hashed'], times['ours'])} of encoder and sha256")
 
@@ -320,12 +318,15 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="which of them; all where none is named")
     parser.add_argument("--quick", action="store_true", help="small sizes and one round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of loop and forward, both sides")
     options = parser.parse_args()
     names, quick = set(chosen(options.names)), options.quick
     rounds = 1 if quick else options.rounds
+    keep_freed_memory()  # as the stage does; both sides gain from it
     print("| generation | what | result: median (smallest to largest round) |\n|---|---|---|")
     if names & {"loop", "forward"}:
-        networks(names, rounds, 16 if quick else 256)
+        for dtype in options.dtypes:
+            networks(names, dtype, rounds, 16 if quick else 256)
     if "batch" in names:
         batches(rounds, 16 if quick else 256)
     if "write" in names:

@@ -12,7 +12,7 @@ def canonical_json(value: Any) -> bytes:
 
 def content_hash(value: Any) -> str:
     """sha256 of a JSON value's canonical spelling, or of bytes as they are."""
-    return hashlib.sha256(value if isinstance(value, bytes) else canonical_json(value)).hexdigest()
+    return hashlib.sha256(value if isinstance(value, bytes | memoryview) else canonical_json(value)).hexdigest()
 
 
 def fingerprint(stage: str, version: int, settings: Any, inputs: dict[str, str]) -> str:

@@ -32,6 +32,7 @@ T = TypeVar("T")
 # is more likely that its address is wrong.
 PATIENCE, FIRST = 300.0, 10.0
 CONNECT_TIMEOUT, READ_TIMEOUT = 10, 30  # seconds of silence after which a request is made again
+PART = 50 * 2**20  # bytes of a part of an upload to S3; what has less than two is put in one request
 AGE = 24 * 3600.0  # seconds after which what a writer left behind is nobody's any more
 # What a store says of itself, rather than of the request. s3fs turns codes into these.
 TRANSIENT = {errno.EBUSY, errno.EIO, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED}
@@ -103,7 +104,7 @@ class Store:
         except FileNotFoundError:
             return None
 
-    def create(self, key: str, data: bytes) -> bool:
+    def create(self, key: str, data: bytes | memoryview) -> bool:
         """Puts an object where none is, in one operation. False, and nothing changed, where there is one already.
 
         On a remote store True too where the very same bytes are there: they may be ours, put by a request whose answer
@@ -125,15 +126,19 @@ class Store:
                         os.replace(temporary, self.path(key))
                     _sync_folder(self.path(key))
                 return True
-            return self._retried(lambda: self._put(key, data))
+            body = bytes(data)  # once, and no copy where it is bytes already
+            return self._retried(lambda: self._put(key, body))
 
     def _put(self, key: str, data: bytes) -> bool:
         try:
-            self.fs.pipe_file(self.path(key), data, mode="create")
+            self.fs.pipe_file(self.path(key), data, mode="create", **self._parts())
         except FileExistsError:
             # The HTTP client itself makes a request again whose answer was lost: what is there may be ours.
             return self.fs.cat_file(self.path(key)) == data
         return True
+
+    def _parts(self) -> dict[str, Any]:
+        return {"chunksize": PART} if hasattr(self.fs, "call_s3") else {}
 
     def create_from(self, key: str, file: Path) -> bool:
         """As `create`, from a file of any size."""
@@ -156,7 +161,7 @@ class Store:
         with self._explained("read", key):
             self._retried(lambda: self.fs.get_file(self.path(key), str(file)))
 
-    def replace(self, key: str, data: bytes) -> None:
+    def replace(self, key: str, data: bytes | memoryview) -> None:
         """Puts an object, over any that is there: for what no manifest refers to (run.json, training state)."""
         with self._explained("write", key):
             if self.local:
@@ -164,7 +169,8 @@ class Store:
                     os.replace(temporary, self.path(key))
                     _sync_folder(self.path(key))
             else:
-                self._retried(lambda: self.fs.pipe_file(self.path(key), data))
+                body = bytes(data)
+                self._retried(lambda: self.fs.pipe_file(self.path(key), body, **self._parts()))
 
     def list(self, prefix: str) -> Names:
         """Every key below a prefix, sorted; temporary files are not objects."""
@@ -281,7 +287,7 @@ class Store:
                 time.sleep(pause)
 
     @contextlib.contextmanager
-    def _temporary(self, key: str, data: bytes | Path) -> Iterator[str]:
+    def _temporary(self, key: str, data: bytes | memoryview | Path) -> Iterator[str]:
         """A synced file beside the key's place, of these bytes or of another file's; gone afterwards."""
         path = Path(self.path(key))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -335,6 +341,8 @@ Found = list[tuple[str, Callable[[], Any]]]
 
 def transient(error: BaseException) -> bool:
     """Whether a request may well succeed when it is made again: the store or the network failed, not the request."""
+    if isinstance(error, FileNotFoundError) and _code(error) == "NoSuchUpload":
+        return True  # of an upload in parts whose last answer was lost: it is completed, and cannot be given up
     if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
         return False
     for one in (error, error.__cause__):
@@ -352,6 +360,12 @@ def transient(error: BaseException) -> bool:
         words = ("Connection", "Timeout", "HTTPClient", "IncompleteRead", "ResponseStreaming")
         return any(word in name for word in words)
     return module in ("aiohttp", "http") or (error.__cause__ is not None and transient(error.__cause__))
+
+
+def _code(error: BaseException) -> str:
+    """S3's own word for an error that s3fs translated."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def _reason(error: Exception) -> str:

@@ -194,8 +194,14 @@ def checkpoint_blocks(blocks: nn.ModuleList) -> None:
         block.forward = partial(recompute, block.forward)
 
 
-def truncated(tokenizer: Any, prompts: list[str], limit: int) -> list[bool]:
-    """Whether a prompt has more tokens than the limit, the special ones included."""
+def truncated(tokenizer: Any, prompts: list[str], limit: int, batch: Any = None) -> list[bool]:
+    """Whether a prompt has more tokens than the limit, the special ones included.
+
+    `batch` is what the tokenizer made of them when it cut them there: a fast one remembers what it cut off, and need
+    not be asked again.
+    """
+    if batch is not None and batch.encodings is not None:
+        return [bool(encoding.overflowing) for encoding in batch.encodings]
     return [len(ids) > limit for ids in tokenizer(prompts, truncation=False)["input_ids"]]
 
 

@@ -37,7 +37,7 @@ class StableDiffusion(OneStepPipeline):
         return Conditioning(
             {"prompt_embeds": out.last_hidden_state.to(self.arithmetic)},
             out.pooler_output.to(self.arithmetic),
-            truncated(tokenizer, prompts, length),
+            truncated(tokenizer, prompts, length, batch),
         )
 
     def predict(self, x: Tensor, conditioning: Conditioning) -> Tensor:

@@ -83,9 +83,12 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, size: int, name: str) -
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, prompts: list[str], tokens: int) -> tuple[Any, Tensor]:
     """Ids and mask (batch, tokens) as the model wants them, padded and cut; and 1 for each prompt that was cut."""
-    lengths = [len(ids) for ids in tokenizer(prompts, verbose=False)["input_ids"]]
     batch = tokenizer(prompts, padding="max_length", truncation=True, max_length=tokens, return_tensors="pt")
-    return batch, torch.tensor([int(length > tokens) for length in lengths], dtype=torch.int32)
+    if batch.encodings is not None:  # a fast tokenizer remembers what it cut off
+        cut = [bool(encoding.overflowing) for encoding in batch.encodings]
+    else:
+        cut = [len(ids) > tokens for ids in tokenizer(prompts, verbose=False)["input_ids"]]
+    return batch, torch.tensor(cut, dtype=torch.int32)
 
 
 def published_pixels(name: str, source: Source, size: int) -> Pixels:

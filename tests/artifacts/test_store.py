@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pahi.artifacts import Store
+from pahi.artifacts import store as store_module
 from pahi.artifacts.store import TEMPORARY
 from pahi.errors import UserError
 
@@ -259,9 +260,11 @@ def test_an_unknown_kind_of_store() -> None:
     assert "nosuchthing" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_large_object_on_s3(open_store: Callable[[str], Store]) -> None:
-    """Large enough that s3fs would take to a multipart upload, which must be create-only as well."""
-    store, data = open_store("s3"), b"\x01" * 60_000_000
+def test_a_large_object_on_s3(open_store: Callable[[str], Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large enough for a multipart upload, which must be create-only as well."""
+    monkeypatch.setattr(store_module, "PART", 5 * 2**20)  # the least that S3 allows
+    store, data = open_store("s3"), b"\x01" * (2 * store_module.PART + 1)
     assert store.create("large", data) is True
     assert store.create("large", b"\x02" * len(data)) is False
     assert store.read("large") == data
+    assert store.fs.info(store.path("large"))["ETag"].strip('"').endswith("-3"), "of three parts"

@@ -19,12 +19,12 @@ from pahi.stages import generate, ingest
 
 
 def pytest_collection_modifyitems(config, items):
-    """As in tests/flows: faults of services take minutes."""
+    """As in tests/flows: some faults take minutes."""
     if "faults" in (config.getoption("-m") or ""):
         return
     for item in items:
         if item.get_closest_marker("faults") and "generation" in item.path.parts:
-            item.add_marker(pytest.mark.skip(reason="kills a worker: `make test-services`"))
+            item.add_marker(pytest.mark.skip(reason="takes a minute or more: `make test-services`"))
 
 
 @pytest.fixture(scope="session")

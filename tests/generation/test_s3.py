@@ -23,6 +23,7 @@ from pahi.stages import generate, ingest
 
 Calm = tuple[Path, dict[str, bytes]]
 Through = Callable[[FaultyProxy], None]
+MINUTE = 60.0
 
 
 @pytest.fixture
@@ -76,6 +77,25 @@ def test_refusals_resets_lost_and_torn_answers_and_silence(
         pq.read_table(io.BytesIO(client.get_object(Bucket=bucket, Key=key)["Body"].read()))
 
 
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_store_that_is_dead_for_a_minute(calm: Calm, s3_server: str, bucket: str, through: Through) -> None:
+    """In the middle of the shards, and with the patience that a run has by default."""
+    folder, expected = calm
+    proxy = FaultyProxy(s3_server, share=0)
+    through(proxy)
+    ctx = world(f"s3://{bucket}/p", folder)
+    proxy.outages = [(proxy.requests + 20, MINUTE)]
+    started = time.monotonic()
+    generate.run(ctx, ingest.chain(ctx))
+    assert time.monotonic() - started > MINUTE and proxy.faults["away"] > 5
+    assert manifests(ctx.store) == expected
+    client = boto3.client("s3", endpoint_url=s3_server)
+    keys = [o["Key"] for o in client.list_objects_v2(Bucket=bucket)["Contents"]]
+    assert sum("/generate/" in key and key.endswith(".parquet") for key in keys) == 5 * 3
+    assert all(check["ok"] for check in verify(ctx.settings, rows=0))
+
+
 @pytest.mark.parametrize("fault", ["reset after", "503", "torn"])
 def test_a_write_whose_answer_is_lost_is_still_ours(s3_server: str, bucket: str, through: Through, fault: str) -> None:
     proxy = FaultyProxy(s3_server, share=0)
@@ -89,6 +109,25 @@ def test_a_write_whose_answer_is_lost_is_still_ours(s3_server: str, bucket: str,
     fates[:] = [fault, ""]
     assert store.create("key", b"theirs") is False
     assert store.read("key") == b"ours"
+
+
+@pytest.mark.parametrize("fault", ["reset after", "503", "torn"])
+def test_a_large_write_whose_last_answer_is_lost_is_still_ours(
+    s3_server: str, bucket: str, through: Through, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """A shard of many parts, where the request that makes an object of them goes wrong."""
+    proxy = FaultyProxy(s3_server, share=0)
+    through(proxy)
+    monkeypatch.setattr(store_module, "PART", 5 * 2**20)  # the least that S3 allows
+    store, data = Store(f"s3://{bucket}/p"), b"\x01" * (2 * store_module.PART + 1)
+    store.create("before", b"1")
+    fates = ["", "", "", "", fault]
+    proxy.fate = lambda: fates.pop(0) if fates else ""  # type: ignore[method-assign]
+    assert store.create("key", data) is True
+    assert fates == [] and store.read("key") == data
+    client = boto3.client("s3", endpoint_url=s3_server)
+    assert client.head_object(Bucket=bucket, Key="p/key")["ETag"].strip('"').endswith("-3"), "of three parts"
+    assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads"), "nothing is left behind"
 
 
 def test_a_store_that_stays_away_is_given_up_in_one_line(s3_server: str, bucket: str, through: Through) -> None:

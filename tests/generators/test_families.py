@@ -152,6 +152,9 @@ def test_conditioning(published: Published, case: Case) -> None:
     c = generator.encode(PROMPTS)
     assert c.pooled.shape == (4, generator.pooled_width) and len(c) == 4
     assert c.truncated == [False, False, False, True]
+    # Padded to one length whatever stands beside it: sorting prompts by length would save nothing.
+    alone = generator.encode(PROMPTS[:1])
+    assert {n: t.shape[1:] for n, t in alone.embeds.items()} == {n: t.shape[1:] for n, t in c.embeds.items()}
     for tensor in (c.pooled, *c.embeds.values()):
         assert tensor.dtype == torch.float32 and tensor.isfinite().all() and not tensor.requires_grad
         assert len(tensor) == 4

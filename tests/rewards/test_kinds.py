@@ -122,6 +122,9 @@ def test_cut_prompts_are_counted(kind: str, reward: Reward) -> None:
     prepared = reward.prepare(["a red circle", "word " * 200])
     if "truncated" in prepared:
         assert prepared["truncated"].tolist() == [0, 1]
+        # Padded to one length whatever stands beside it: sorting prompts by length would save nothing.
+        alone = reward.prepare(["a red circle"])
+        assert {n: t.shape[1:] for n, t in alone.items()} == {n: t.shape[1:] for n, t in prepared.items()}
     else:
         assert prepared == {}, f"{kind} reads text, and does not say when it cuts it"
 
