@@ -11,8 +11,8 @@ def keep_freed_memory() -> bool:
     """Has the C library keep what was freed for what comes next; says whether it does.
 
     By default glibc gives a large block back to the kernel at once, which then zeroes every page of the next one. Each
-    layer's output, where a CPU draws, and each picture that is encoded is such a block: a tenth of the networks' time.
-    Other C libraries, and other allocators put in place of glibc's, are left as they are.
+    layer's output, where a CPU draws or trains, and each picture that is encoded is such a block: a tenth of the
+    networks' time. Other C libraries, and other allocators put in place of glibc's, are left as they are.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
