@@ -12,7 +12,6 @@ eps give the same pictures in all of them.
 """
 
 import argparse
-import itertools
 import json
 import sys
 import time
@@ -64,7 +63,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--set", action="append", default=[], dest="sets", metavar="[PREDICTOR:]KEY=VALUE")
     parser.add_argument("--seeds", type=_list(int), default=[0, 1, 2], help="of training")
-    parser.add_argument("--predictors", type=_list(str), default=["scale", "hpi", "pahi", "residual", "refined"])
+    parser.add_argument(
+        "--predictors",
+        type=_list(_predictor),
+        default=[(name, []) for name in ("scale", "hpi", "pahi", "residual", "refined")],
+        help="spline:200 is with that beta alone, the others are with each of --betas",
+    )
     parser.add_argument("--betas", type=_list(float), default=[0.3, 1.0, 3.0])
     parser.add_argument("--best-of", type=_list(int), default=[4, 16])
     parser.add_argument("--optimise", type=_list(int), default=[], help="steps of ReNO, once each")
@@ -72,6 +76,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3000, help="of --hacking, guards on and off")
     parser.add_argument("--out", default=".", help="folder of the plots and of frontier.md or hacking.md")
     return parser.parse_args(arguments)
+
+
+def _predictor(text: str) -> tuple[str, list[float]]:
+    """`pahi` or `spline:200`: its name, and a beta of its own."""
+    name, _, beta = text.partition(":")
+    return name, [float(beta)] if beta else []
 
 
 def _list(kind: Any) -> Any:
@@ -82,7 +92,9 @@ def _list(kind: Any) -> Any:
 
 
 def frontier(args: argparse.Namespace) -> None:
-    points = list(itertools.product(args.predictors, args.betas, args.seeds))
+    points = [
+        (name, beta, seed) for name, betas in args.predictors for beta in betas or args.betas for seed in args.seeds
+    ]
     # All settings are validated before anything is trained.
     plans = [(point, _settings(args, *point, baselines=i == 0)) for i, point in enumerate(points)]
     done = []

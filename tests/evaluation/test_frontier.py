@@ -152,12 +152,12 @@ SMALL = [
 def test_the_command_trains_measures_and_finds_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = [word for item in SMALL for word in ("--set", item)]
     words = ["--root", str(tmp_path / "store"), "--out", str(tmp_path / "out"), *sets]
-    whole = [*words, "--predictors", "scale,pahi", "--betas", "1", "--seeds", "0", "--best-of", "2"]
+    whole = [*words, "--predictors", "scale,pahi:2", "--betas", "1", "--seeds", "0", "--best-of", "2"]
     assert command.main(whole) == 0
     first = capsys.readouterr()
     text = (tmp_path / "out/frontier.md").read_text()
     assert first.out == text
-    for word in ("4 test prompts", "| scale | 1 |", "| pahi | 1 |", "| best of 2 | - | 2 |", "clip_gamma, difference"):
+    for word in ("4 test prompts", "| scale | 1 |", "| pahi | 2 |", "| best of 2 | - | 2 |", "clip_gamma, difference"):
         assert word in text
     assert {p.name for p in (tmp_path / "out").glob("*.svg")} == {
         *(f"frontier-{name}.svg" for name in ("pick_alpha", "image_beta", "clip_gamma", "oracle")), "compute.svg"
