@@ -20,6 +20,13 @@ WEIGHTS, CONFIG = "predictor.safetensors", "config.json"
 KEYS = ("kind", "latent_shape", "pooled_width", "hidden", "generator", "generator_hash")
 
 
+def zeroed(layer: nn.Module) -> nn.Module:
+    """A last layer that gives zeros until it is trained."""
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
+
+
 @dataclass(frozen=True)
 class Kind:
     """What people read of a kind of predictor, in tables, reports and cards."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pahi.predictors.base import Kind, NoisePredictor
+from pahi.predictors.base import Kind, NoisePredictor, zeroed
 
 LOG_SIGMA_RANGE = (-2.0, 1.0)
 
@@ -25,9 +25,7 @@ def kl_per_dimension(mu: Tensor, log_sigma: Tensor) -> Tensor:
 
 def dense_head(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """A two-layer MLP whose last layer starts at zero."""
-    last = nn.Linear(hidden, outputs)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+    last = zeroed(nn.Linear(hidden, outputs))
     return nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, hidden), nn.GELU(), last)
 
 

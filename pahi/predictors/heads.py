@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pahi.predictors.base import Kind
+from pahi.predictors.base import Kind, zeroed
 from pahi.predictors.gaussian import GaussianPredictor
 
 COARSEST = 8  # longest side of conv's first grid
@@ -32,9 +32,7 @@ class ConvHead(nn.Module):
         self.read = nn.Sequential(nn.LayerNorm(pooled_width), nn.Linear(pooled_width, hidden), nn.GELU())
         self.grid = nn.Linear(hidden, self.width * sides[0][0] * sides[0][1])
         self.blocks = nn.ModuleList(nn.Conv2d(self.width, self.width, 3, padding=1) for _ in sides[1:])
-        self.last = nn.Conv2d(self.width, 2 * channels, 3, padding=1)
-        for p in self.last.parameters():
-            nn.init.zeros_(p)
+        self.last = zeroed(nn.Conv2d(self.width, 2 * channels, 3, padding=1))
 
     def forward(self, pooled: Tensor) -> Tensor:
         x = self.grid(self.read(pooled)).view(len(pooled), self.width, *self.sides[0])
@@ -54,9 +52,7 @@ class LowRankHead(nn.Module):
         self.factors = nn.Linear(hidden, 2 * self.rank * sum(latent_shape))
         # Factors of size 1, so that the first gradient of a is as large as a dense layer's.
         nn.init.normal_(self.factors.bias)
-        self.weights = nn.Linear(hidden, 2 * self.rank)
-        for p in self.weights.parameters():
-            nn.init.zeros_(p)
+        self.weights = zeroed(nn.Linear(hidden, 2 * self.rank))
 
     def forward(self, pooled: Tensor) -> Tensor:
         x = self.read(pooled)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pahi.predictors.base import Kind, NoisePredictor
+from pahi.predictors.base import Kind, NoisePredictor, zeroed
 from pahi.predictors.gaussian import LOG_SIGMA_RANGE
 
 MODES = 4
@@ -42,9 +42,7 @@ class MixturePredictor(NoisePredictor):
         self.mode = nn.Parameter(
             torch.randn(MODES, self.hidden)
         )  # a prompt moves the modes apart from its first step on
-        self.last = nn.Linear(self.hidden, 2 * int(torch.Size(self.latent_shape).numel()))
-        for p in self.last.parameters():
-            nn.init.zeros_(p)
+        self.last = zeroed(nn.Linear(self.hidden, 2 * int(torch.Size(self.latent_shape).numel())))
 
     def distributions(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, pooled_width) -> mu and log sigma of every mode, each (batch, MODES, *latent_shape), float32."""

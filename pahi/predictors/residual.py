@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pahi.predictors.base import Kind, NoisePredictor
+from pahi.predictors.base import Kind, NoisePredictor, zeroed
 
 COARSEST = 4  # side of the level where every place sees every other
 WIDEST = 4  # times `hidden` channels
@@ -62,9 +62,7 @@ class ResidualPredictor(NoisePredictor):
         self.middle = Block(widths[-1], 128)
         self.up = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
         self.write = nn.ModuleList(Block(w, 128) for w in widths[:-1])
-        self.last = nn.Conv2d(widths[0], channels, 3, padding=1)
-        for p in self.last.parameters():
-            nn.init.zeros_(p)
+        self.last = zeroed(nn.Conv2d(widths[0], channels, 3, padding=1))
 
     def residual(self, pooled: Tensor, eps: Tensor) -> Tensor:
         """f(eps, c), of eps's shape."""

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pahi.predictors.base import Kind, NoisePredictor
+from pahi.predictors.base import Kind, NoisePredictor, zeroed
 
 FREQUENCIES = 4  # along each side, of every channel
 BINS = 16
@@ -49,9 +49,7 @@ class SplinePredictor(NoisePredictor):
         self.register_buffer("columns", columns, persistent=False)
         self.base = nn.Parameter(torch.zeros(self.numbers, 3 * BINS - 1))
         self.read = nn.Sequential(nn.LayerNorm(self.pooled_width), nn.Linear(self.pooled_width, self.hidden), nn.GELU())
-        self.last = nn.Linear(self.hidden, self.base.numel())
-        for p in self.last.parameters():
-            nn.init.zeros_(p)
+        self.last = zeroed(nn.Linear(self.hidden, self.base.numel()))
 
     def coordinates(self, eps: Tensor) -> Tensor:
         """Noise (batch, *latent_shape) -> z (batch, numbers): standard normal where the noise is."""
