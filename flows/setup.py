@@ -22,10 +22,11 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.utilities import get_default_base_job_template_for_infrastructure_type
 
+from flows import common
 from flows.doctor import POOLS
 from pahi.errors import PahiError, UserError, first_line
 
-FLOW = "pahi"
+FLOW: str = common.FLOW["name"]
 TYPES = ("process", "kubernetes")
 TEMPLATES = Path(__file__).parents[1] / "infra" / "kubernetes"
 

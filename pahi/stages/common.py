@@ -59,8 +59,10 @@ class Context:
     def device(self) -> torch.device:
         import torch
 
+        from pahi.generation.host import keep_freed_memory
         from pahi.generators.load import pick_device
 
+        keep_freed_memory()  # in every process that draws, by whatever command
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
         return pick_device(self.settings.device)

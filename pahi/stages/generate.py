@@ -26,7 +26,6 @@ from pahi.artifacts.output import shard_name
 from pahi.errors import PahiError, StageFailed
 from pahi.generation import batch, engine, workers
 from pahi.generation.drawing import Drawer
-from pahi.generation.host import keep_freed_memory
 from pahi.generation.plan import kept_rows
 from pahi.generation.shard import Built, Origin, Shard
 from pahi.generation.uplift import Uplift
@@ -265,7 +264,6 @@ def draw(
     if not pairs:
         return engine.Report()
     ctx = plan.ctx
-    keep_freed_memory()
     drawer, origin = plan.drawer(), plan.origin()
     left = Counter[int]()
     for p, i in pairs:

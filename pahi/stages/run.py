@@ -108,10 +108,8 @@ def _one(name: str, ctx: Context, by_name: bool) -> dict[str, Any]:
     if name == "ingest":
         output, skipped = ingest.run(ctx)
         return _result(ctx, name, [output], output.require().summary, skipped, started)
-    from pahi.generation.host import keep_freed_memory
     from pahi.stages import cache, curate, evaluate, generate, train
 
-    keep_freed_memory()
     partitions = ingest.chain(ctx)
     if name in ("cache", "train") and not by_name:
         # Training again is a decision: what was learned on the prompts that this dataset began with stays in use.
