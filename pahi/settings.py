@@ -337,6 +337,9 @@ class Train(Tree):
         json_schema_extra=RUNTIME,
     )
     lr: float = Field(4e-3, gt=0, description="AdamW's learning rate at its peak.")
+    hpi_lr: float = Field(
+        0.02, gt=0, description="The same for HPI and scale, whose numbers are the noise's own mean and scale."
+    )
     hidden: int = Field(128, ge=1, description="Hidden units of the predictor.")
     beta: float = Field(0.4, ge=0, description="Weight of the KL from N(0, I), a dimension.")
     ema: float = Field(0.98, ge=0, lt=1, description="Decay of the weights' moving average.")

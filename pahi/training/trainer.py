@@ -24,7 +24,7 @@ from pahi.training.validation import validate
 
 __all__ = ["PromptSet", "Trained", "train"]
 
-STATE_FORMAT = 2  # of the saved state; a state of another one is not gone on from
+STATE_FORMAT = 3  # of the saved state; a state of another one is not gone on from
 TRAINING_SEEDS = 2**32  # above every seed that a person chooses, so that training never sees an evaluation's noise
 
 
@@ -108,11 +108,14 @@ def train(
             continue
         predictor.kind = phase
         done_before = sum(steps for _, steps in phases[:number])
+        # Numbers that are the noise's own mean and scale bear a larger rate than weights of which hundreds add up.
+        rate = settings.hpi_lr if phase in ("hpi", "scale") else settings.lr
+        final = number == len(phases) - 1
         while state["step"] < steps:
             step = state["step"]
             warm = min(1.0, (step + 1) / max(1, min(20, steps // 5)))
             for entry in optimizer.param_groups:
-                entry["lr"] = settings.lr * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+                entry["lr"] = rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
             # Prompts and noise of a step depend on its number alone, so that a resumed run sees the same, and so do
             # several processes, each of which takes its share, and several parts, one after another.
@@ -187,11 +190,11 @@ def train(
                 row |= {f"validation/{name}": value for name, value in measured.items()}
                 trained = fmean(measured[r.name] for r, _, _ in rewards)
                 chosen = fmean(measured[r.name] for r, _ in judges) if judges else trained
-                if chosen > state["best"] and number == len(phases) - 1:
+                if chosen > state["best"]:
                     state["best"], state["best_step"] = chosen, done_before + state["step"]
                     state["best_trained"], state["hacked"], state["figures"] = trained, 0, row
                     best = {name: p.clone() for name, p in average.items()}
-                elif number == len(phases) - 1:
+                elif final:
                     # What training raises goes on rising and what is held out does not: the reward is being hacked.
                     state["hacked"] = state["hacked"] + 1 if trained > state["best_trained"] else 0
                     if settings.patience and state["hacked"] >= settings.patience:
@@ -203,11 +206,15 @@ def train(
                 note = ", ".join(f"{name} {row[name]:+.2f}" for name in row if name.startswith("reward/"))
                 progress(done_before + state["step"], total, f"uplift {note.replace('reward/', '')}")
             if last:
-                if phase == "hpi":
-                    hpi = {name: p.clone() for name, p in average.items()}
                 if state["best"] == -math.inf:  # no validation prompts: the last step is the best there is
                     best = {name: p.clone() for name, p in average.items()}
                     state["best_step"], state["figures"] = done_before + state["step"], row
+                if not final:  # the next one begins where this one was best, and is chosen where it is better
+                    hpi = {name: p.clone() for name, p in best.items()}
+                    average = {name: p.clone() for name, p in best.items()}
+                    predictor.load_state_dict(best, strict=False)
+                elif phase == "hpi":
+                    hpi = {name: p.clone() for name, p in best.items()}
                 state["phase"], state["step"] = number + 1, 0
             if group.writes and (last or state["step"] % settings.save_every == 0):
                 save(_pack(state, predictor, optimizer, scaler, average, best, hpi))
@@ -216,10 +223,10 @@ def train(
 
     if state["skipped"] == total:
         raise PahiError("every step gave NaN or infinity, so nothing was learned; raise the precision")
-    final = _with(predictor, best, phases[-1][0])
+    best_one = _with(predictor, best, phases[-1][0])
     start = _with(predictor, hpi, "hpi") if phases[0][0] == "hpi" else None
     measures = state["best_step"], state["skipped"], state["stopped"], state["figures"]
-    return Trained(final, start, state["metrics"], *measures, left_out=len(data) - len(usable))
+    return Trained(best_one, start, state["metrics"], *measures, left_out=len(data) - len(usable))
 
 
 def _seed(seed: int, phase: str, step: int) -> int:

@@ -57,6 +57,20 @@ def test_it_stops_when_only_the_training_reward_rises() -> None:
     assert not learn(settings).stopped
 
 
+def test_pahi_begins_where_hpi_was_best() -> None:
+    settings = SETTINGS.model_copy(
+        update={"hpi_steps": 40, "hpi_lr": 0.1, "steps": 1, "lr": 1e-12, "validate_every": 5, "ema": 0.0}
+    )
+    few = prompt_set(4)  # what is common to them can be learned, and the held-out reward falls with it
+    trained = learn(settings, judges=[(Opposite("opposite"), 1.0)], data=few, validation=few)
+    held = {
+        phase: [r["value"] for r in trained.metrics if r["phase"] == phase and r["name"] == "validation/opposite"]
+        for phase in ("hpi", "pahi")
+    }
+    assert held["hpi"][-1] < max(held["hpi"]) and held["pahi"] == pytest.approx([max(held["hpi"])])
+    assert trained.best_step <= settings.hpi_steps and trained.figures["validation/opposite"] == max(held["hpi"])
+
+
 class Opaque(Direction):
     """Without a gradient, as a judge behind HTTP has none."""
 
