@@ -68,12 +68,14 @@ def spoil(spec: Spec, good: Picture, rng: random.Random, wrong_share: float = 0.
 
 
 def exchange(spec: Spec, rng: random.Random) -> Picture | None:
-    """A scene with the places, or the colours, of a prompt's two things exchanged; None where it names neither."""
-    other = scenes.exchanged(spec)
+    """A scene with two things' places or colours exchanged, or of the other size; None where a prompt names neither."""
+    other, way = scenes.exchanged(spec), "position" if spec.relation else "swap"
+    if spec.size:
+        other, way = scenes.resized(spec), "size"
     if other == spec:
         return None
     scene = scenes.compose(other, rng)
-    return Picture(scenes.draw(scene), "position" if spec.relation else "swap", scene)
+    return Picture(scenes.draw(scene), way, scene)
 
 
 def _room(scene: Scene) -> list[tuple[float, float, float]]:
@@ -89,9 +91,25 @@ def _room(scene: Scene) -> list[tuple[float, float, float]]:
 
 
 def doubt(spec: Spec, good: Picture, rng: random.Random) -> Scene:
-    """Another scene that `spec` allows, or one of another spec where it allows no other or by chance."""
+    """Another scene that `spec` allows, or one of another spec where it allows no other or by chance.
+
+    Every other time it is one of the nearest: who is in doubt is so about one thing, more often than about all.
+    """
+    assert good.scene is not None
     others = [scene for scene in scenes.possible(spec) if scene != good.scene]
-    return rng.choice(others) if others and rng.random() < 0.6 else scenes.compose(scenes.alter(spec, rng)[1], rng)
+    if not others or rng.random() < 0.4:
+        return scenes.compose(scenes.alter(spec, rng)[1], rng)
+    if rng.random() < 0.5:
+        apart = [_apart(scene, good.scene) for scene in others]
+        others = [scene for scene, distance in zip(others, apart, strict=True) if distance == min(apart)]
+    return rng.choice(others)
+
+
+def _apart(a: Scene, b: Scene) -> int:
+    """In how much two scenes of one spec differ: background, layout, and the colour of each shape."""
+    colors = {(t.shape, t.color) for t in a.things} - {(t.shape, t.color) for t in b.things}
+    places = {(t.shape, t.cx, t.cy, t.r) for t in a.things} != {(t.shape, t.cx, t.cy, t.r) for t in b.things}
+    return (a.background != b.background) + places + len(colors)
 
 
 @torch.no_grad()

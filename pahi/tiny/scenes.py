@@ -301,6 +301,11 @@ def exchanged(spec: Spec) -> Spec:
     return replace(spec, items=(b, a) if spec.relation else (replace(a, color=b.color), replace(b, color=a.color)))
 
 
+def resized(spec: Spec) -> Spec:
+    """A spec that names a size, with the other one."""
+    return replace(spec, size="large" if spec.size == "small" else "small")
+
+
 def alter(spec: Spec, rng: random.Random) -> tuple[str, Spec]:
     """A spec with one named attribute changed, and which: shape, color, count, position, swap, size or background.
 
@@ -329,7 +334,7 @@ def alter(spec: Spec, rng: random.Random) -> tuple[str, Spec]:
     elif way in ("position", "swap"):
         return way, exchanged(spec)
     elif way == "size":
-        return way, replace(spec, size="large" if spec.size == "small" else "small")
+        return way, resized(spec)
     else:
         return way, replace(spec, background=rng.choice([b for b in BACKGROUNDS if b != spec.background]))
     if spec.relation is None:

@@ -14,7 +14,7 @@ from pahi.tiny.train.autoencoder import SCALING_FACTOR, build_vae, pictures, sta
 from pahi.tiny.train.coupling import Coupling, led_to
 from pahi.tiny.train.data import CONTEXT, attributes, build_tokenizer, sample_specs, tokens
 from pahi.tiny.train.loop import Loop
-from pahi.tiny.train.rewards import COUNTS, UNTOLD, mask_of, sights, told, with_twins
+from pahi.tiny.train.rewards import COUNTS, RIGHT, UNTOLD, mask_of, ranked, rendered, sights, told, with_twins
 
 TWO = Spec("two_object", (Item("circle"), Item("star")))
 
@@ -162,16 +162,49 @@ def test_what_a_prompt_tells_is_what_all_its_scenes_show():
 
 def test_an_exchanged_picture_is_wrong_in_that_alone():
     rng, found = random.Random(8), Counter()
-    for spec in sample_specs(200, 12):
+    for spec in sample_specs(300, 12):
         bad = preferences.exchange(spec, rng)
-        assert (bad is None) == (spec.kind not in ("position", "color_attr"))
+        assert (bad is None) == (spec.kind not in ("position", "color_attr") and spec.size is None)
         if bad:
             found[bad.way] += 1
-            assert scenes.exchanged(scenes.exchanged(spec)) == spec
             verdict = oracle.judge(np.asarray(bad.image) / 255.0, spec)
             wrong = {name for name, met in verdict.items() if not met}
-            assert wrong == {"position" if bad.way == "position" else "color"}, (spec, wrong)
-    assert min(found["position"], found["swap"]) > 20
+            assert wrong == {{"swap": "color"}.get(bad.way, bad.way)}, (spec, wrong)
+    assert min(found[way] for way in ("position", "swap", "size")) > 20
+
+
+def test_a_group_has_two_right_pictures_and_three_that_are_not():
+    groups = rendered(40, 3, 0.6)
+    assert groups.images.shape == (40, 5, 3, 64, 64) and RIGHT == 2
+    right = [
+        [shows(image.permute(1, 2, 0).numpy(), spec) for image in row]
+        for spec, row in zip(groups.specs, groups.images, strict=True)
+    ]
+    assert all(row[0] and row[1] and not row[3] for row in right)
+    # The last is right for another prompt, and now and then for this one too.
+    assert np.mean([row[4] for row in right]) < 0.1
+    assert any((row[0] != row[1]).any() for row in groups.images), "they differ in what the prompt leaves free"
+
+
+def test_right_pictures_are_ranked_alike_and_above_the_others():
+    scores = torch.tensor([[3.0, 1.0, 0.0, 0.0, -1.0]], requires_grad=True)
+    ranked(scores).backward()
+    pull = scores.grad[0]
+    assert (pull[2:] > 0).all() and pull[1] < 0, "spoiled ones go down, the lower of the right ones goes up"
+    same = torch.tensor([[2.0, 2.0, 0.0, 0.0, -1.0]])
+    apart = torch.tensor([[3.0, 1.0, 0.0, 0.0, -1.0]])
+    assert ranked(same) < ranked(apart)
+    assert ranked(torch.tensor([[9.0, 9.0, 0.0, 0.0, 0.0]])) < 0.36  # TIE log 2 is left
+
+
+def test_doubt_is_as_often_about_one_thing_as_about_all():
+    rng, spec = random.Random(4), Spec("color_attr", (Item("circle", "red"), Item("star", "pink")))
+    good = preferences.right(spec, rng)
+    others = [preferences.doubt(spec, good, rng) for _ in range(200)]
+    assert good.scene not in others
+    allowed = [scene for scene in others if scene in scenes.possible(spec)]
+    near = [s for s in allowed if (s.background == good.scene.background) != (s.things == good.scene.things)]
+    assert 90 < len(allowed) < 150 and len(near) / len(allowed) > 0.6
 
 
 def test_twins_are_training_specs_that_differ_in_binding_alone():
