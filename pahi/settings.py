@@ -346,6 +346,9 @@ class Train(Tree):
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     reward_cap: float | None = Field(None, gt=0, description="ReFL's guard: uplift above this earns nothing.")
     validate_every: int = Field(50, ge=1, description="Steps between validations.")
+    validation_seeds: int = Field(
+        2, ge=1, description="Pictures of each validation prompt, of the cached ones (cache.seeds) at most."
+    )
     patience: int | None = Field(
         5,
         ge=1,

@@ -24,7 +24,7 @@ from pahi.training import trainer
 from pahi.training.parallel import Group
 from pahi.training.tensorboard import Board
 
-STAGE, VERSION = "train", 1
+STAGE, VERSION = "train", 2
 STATE = "_state/training.pt"
 HPI = "hpi"  # beside the predictor, where it was learned on the way
 

@@ -186,7 +186,8 @@ def train(
             last = state["step"] == steps
             if len(validation) and (state["step"] % settings.validate_every == 0 or last):
                 view = _with(predictor, average, phase)
-                measured = validate(generator, [(r, u) for r, _, u in rewards] + judges, validation, view, group)
+                every = [(reward, unit) for reward, _, unit in rewards] + judges
+                measured = validate(generator, every, validation, view, group, settings.validation_seeds)
                 row |= {f"validation/{name}": value for name, value in measured.items()}
                 trained = fmean(measured[r.name] for r, _, _ in rewards)
                 chosen = fmean(measured[r.name] for r, _ in judges) if judges else trained

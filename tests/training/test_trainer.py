@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from pahi.evaluation.statistics import bootstrap
 from pahi.generators import Conditioning
 from pahi.predictors import NoisePredictor
 from pahi.settings import Train, load_settings
+from pahi.training.parallel import Group
+from pahi.training.validation import validate
 
 
 class Blind(Identity):
@@ -320,3 +323,18 @@ def test_gradients_reach_every_parameter_from_the_second_step(kind: str) -> None
     for i, name in enumerate(names):
         moved = i in got["optimizer"]["state"] and bool(got["optimizer"]["state"][i]["exp_avg"].any())
         assert moved == (name not in unused), name
+
+
+def test_validation_is_the_mean_over_the_cached_seeds_it_is_told() -> None:
+    data, rewards = prompt_set(9, 1), [(Direction(), 1.0)]
+    data.baseline["direction"] = torch.randn(9, 2, generator=torch.Generator().manual_seed(3))
+    predictor = NoisePredictor.create("standard", SHAPE, WIDTH)
+
+    def measured(seeds: list[int], columns: list[int], count: int) -> float:
+        part = replace(data, seeds=seeds, baseline={"direction": data.baseline["direction"][:, columns]})
+        return validate(Identity(), rewards, part, predictor, Group(), count, batch=4)["direction"]
+
+    first, second = measured([0], [0], 1), measured([1], [1], 1)
+    assert first != pytest.approx(second)
+    assert measured([0, 1], [0, 1], 1) == pytest.approx(first)
+    assert measured([0, 1], [0, 1], 2) == pytest.approx((first + second) / 2) == measured([0, 1], [0, 1], 7)
