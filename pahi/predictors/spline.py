@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pahi.predictors.base import Kind, NoisePredictor, zeroed
+from pahi.predictors.base import Kind, NoisePredictor
+from pahi.predictors.gaussian import dense_head
 
 FREQUENCIES = 4  # along each side, of every channel
 BINS = 16
@@ -48,8 +49,7 @@ class SplinePredictor(NoisePredictor):
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
         self.base = nn.Parameter(torch.zeros(self.numbers, 3 * BINS - 1))
-        self.read = nn.Sequential(nn.LayerNorm(self.pooled_width), nn.Linear(self.pooled_width, self.hidden), nn.GELU())
-        self.last = zeroed(nn.Linear(self.hidden, self.base.numel()))
+        self.head = dense_head(self.pooled_width, self.hidden, self.base.numel())
 
     def coordinates(self, eps: Tensor) -> Tensor:
         """Noise (batch, *latent_shape) -> z (batch, numbers): standard normal where the noise is."""
@@ -57,7 +57,7 @@ class SplinePredictor(NoisePredictor):
 
     def draw(self, pooled: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """x_T, and a draw of the KL, which may be below zero for one noise."""
-        form = self.base + self.last(self.read(pooled.float())).view(-1, *self.base.shape)
+        form = self.base + self.head(pooled.float()).view(-1, *self.base.shape)
         z = self.coordinates(eps)
         y, log_slope = spline(z, form)
         # Rounding apart, a spline of zeros is the identity: less that, an untrained one is so to the last bit.
