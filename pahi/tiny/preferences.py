@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor
 
@@ -127,13 +128,23 @@ def decoded(vae: Any, latents: Tensor) -> Tensor:
 
 
 def in_latents(vae: Any, good: list[Picture], specs: list[Spec], rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
-    """Right scenes after the autoencoder, with a dirty latent, and with another scene's mixed in; uint8 each."""
+    """Right scenes after the autoencoder, with a dirty latent, and with another scene's mixed in; uint8 each.
+
+    Every other mixture is one of places: here the one scene, there the other, and a bit of both between.
+    """
     g = torch.Generator().manual_seed(rng.getrandbits(32))
     clean = encoded(vae, as_bytes([p.image for p in good]))
     other = encoded(vae, as_bytes([scenes.draw(doubt(spec, p, rng)) for spec, p in zip(specs, good, strict=True)]))
     count = (len(good), 1, 1, 1)
     dirt = torch.randn(clean.shape, generator=g) * (0.25 + 0.6 * torch.rand(count, generator=g))
-    share = 0.2 + 0.5 * torch.rand(count, generator=g)
+    share = 0.3 + 0.3 * torch.rand(count, generator=g)
+    coarse = torch.randn(len(good), 1, 8, 8, generator=g)
+    field = F.interpolate(coarse, clean.shape[2:], mode="bicubic", align_corners=False)
+    apart = (other - clean).square().sum(1, keepdim=True)
+    # Balanced where the two scenes differ: one of them alone would be no mixture, and might be right.
+    field = field - (apart * field).sum((2, 3), keepdim=True) / apart.sum((2, 3), keepdim=True)
+    here = torch.sigmoid(4 * field + 2 * torch.rand(count, generator=g) - 1)
+    share = torch.where(torch.rand(count, generator=g) < 0.5, share, here)
     mixed = clean + share * (other - clean)
     return decoded(vae, clean), decoded(vae, clean + dirt), decoded(vae, mixed)
 

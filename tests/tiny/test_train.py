@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pahi.tiny import oracle, preferences, scenes
+from pahi.tiny.figures import load_student
 from pahi.tiny.scenes import Item, Scene, Spec, Thing
 from pahi.tiny.train.autoencoder import SCALING_FACTOR, build_vae, pictures, standardise
 from pahi.tiny.train.coupling import Coupling, led_to
@@ -205,6 +206,18 @@ def test_doubt_is_as_often_about_one_thing_as_about_all():
     allowed = [scene for scene in others if scene in scenes.possible(spec)]
     near = [s for s in allowed if (s.background == good.scene.background) != (s.things == good.scene.things)]
     assert 90 < len(allowed) < 150 and len(near) / len(allowed) > 0.6
+
+
+def test_a_mixture_is_hardly_ever_right_and_what_is_clean_is():
+    vae, rng = load_student().vae, random.Random(5)
+    specs = sample_specs(96, 14)
+    good = [preferences.right(spec, rng) for spec in specs]
+    clean, dirty, mixed = preferences.in_latents(vae, good, specs, rng)
+    share = {
+        name: np.mean([shows(image.permute(1, 2, 0).numpy(), spec) for spec, image in zip(specs, images, strict=True)])
+        for name, images in (("clean", clean), ("dirty", dirty), ("mixed", mixed))
+    }
+    assert share["clean"] > 0.98 and share["dirty"] < 0.1 and share["mixed"] < 0.1, share
 
 
 def test_twins_are_training_specs_that_differ_in_binding_alone():

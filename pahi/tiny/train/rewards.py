@@ -48,13 +48,13 @@ SEEDS = {"alpha": 100_000, "beta": 200_000, "gamma": 300_000}
 # Which of two things is where, or has which colour, is what a reward learns last; sizes are those of lone things alone.
 KIND_WEIGHTS = {
     "single_object": 0.10,
-    "two_object": 0.11,
-    "counting": 0.18,
+    "two_object": 0.12,
+    "counting": 0.16,
     "colors": 0.12,
-    "position": 0.27,
-    "color_attr": 0.22,
+    "position": 0.25,
+    "color_attr": 0.25,
 }
-LENGTHS = {"alpha": (1500, 2500), "beta": (1500, 2500), "gamma": (1500, 2000)}  # steps of towers, and of preferences
+LENGTHS = {"alpha": (1500, 2500), "beta": (1500, 4000), "gamma": (1500, 2500)}  # steps of towers, and of preferences
 # Share of spoiled scenes that show something else; the rest shows the right thing badly.
 WRONG_SHARE = {"alpha": 0.65, "beta": 0.65, "gamma": 0.5}
 TIE = 0.5  # what a tie of two right pictures weighs beside the mean over pairs
@@ -398,8 +398,10 @@ def rendered(count: int, seed: int, wrong_share: float) -> Groups:
     return Groups(specs, images, [[p.scene for p in row] for row in rows])
 
 
-def decoded(work: Path, name: str, count: int = 2048) -> Groups:
+def decoded(work: Path, name: str, count: int = 3072) -> Groups:
     """Groups that went through the autoencoder, with two latents spoiled: dirty, and mixed; kept in `work`.
+
+    The third of each is mixed too, or spoiled as it was drawn.
 
     No generator draws any of them: no reward has seen a picture of the one that it is to judge.
     """
@@ -411,11 +413,13 @@ def decoded(work: Path, name: str, count: int = 2048) -> Groups:
     if not path.exists():
         vae = train_vae(work)
         clean, dirty, mixed = preferences.in_latents(vae, good, specs, rng)
+        more = preferences.in_latents(vae, good, specs, rng)[2]
         again, spoiled = (
             preferences.decoded(vae, preferences.encoded(vae, preferences.as_bytes([p.image for p in side])))
             for side in (also, bad)
         )
-        torch.save(torch.stack([clean, again, spoiled, dirty, mixed], 1), path)
+        more[::2] = spoiled[::2]
+        torch.save(torch.stack([clean, again, more, dirty, mixed], 1), path)
     images = torch.load(path, weights_only=True)
     return Groups(specs, images, [[p.scene, q.scene, None, None, None] for p, q in zip(good, also, strict=True)])
 
