@@ -92,22 +92,22 @@ def _room(scene: Scene) -> list[tuple[float, float, float]]:
 
 
 def doubt(spec: Spec, good: Picture, rng: random.Random) -> Scene:
-    """Another scene that `spec` allows, or one of another spec where it allows no other or by chance.
+    """Another scene that `spec` allows, or one of an altered spec where it allows no other or by chance.
 
-    Every other time it is one of the nearest: who is in doubt is so about one thing, more often than about all.
+    Mostly one of the nearest: who is in doubt is so about one thing, more often than about all.
     """
     assert good.scene is not None
     others = [scene for scene in scenes.possible(spec) if scene != good.scene]
-    if not others or rng.random() < 0.4:
-        return scenes.compose(scenes.alter(spec, rng)[1], rng)
-    if rng.random() < 0.5:
+    if not others or rng.random() < 0.3:
+        others = list(scenes.possible(scenes.alter(spec, rng)[1]))
+    if rng.random() < 0.75:
         apart = [_apart(scene, good.scene) for scene in others]
         others = [scene for scene, distance in zip(others, apart, strict=True) if distance == min(apart)]
     return rng.choice(others)
 
 
 def _apart(a: Scene, b: Scene) -> int:
-    """In how much two scenes of one spec differ: background, layout, and the colour of each shape."""
+    """In how much two scenes differ: background, layout, and the colour of each shape."""
     colors = {(t.shape, t.color) for t in a.things} - {(t.shape, t.color) for t in b.things}
     places = {(t.shape, t.cx, t.cy, t.r) for t in a.things} != {(t.shape, t.cx, t.cy, t.r) for t in b.things}
     return (a.background != b.background) + places + len(colors)

@@ -54,10 +54,10 @@ KIND_WEIGHTS = {
     "position": 0.25,
     "color_attr": 0.25,
 }
-LENGTHS = {"alpha": (1500, 2500), "beta": (1500, 4000), "gamma": (1500, 2500)}  # steps of towers, and of preferences
+LENGTHS = {"alpha": (1500, 2500), "beta": (1500, 3500), "gamma": (1500, 2500)}  # steps of towers, and of preferences
 # Share of spoiled scenes that show something else; the rest shows the right thing badly.
 WRONG_SHARE = {"alpha": 0.65, "beta": 0.65, "gamma": 0.5}
-TIE = 0.5  # what a tie of two right pictures weighs beside the mean over pairs
+TIE = 0.25  # what a tie of two right pictures weighs beside the mean over pairs
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -399,11 +399,9 @@ def rendered(count: int, seed: int, wrong_share: float) -> Groups:
 
 
 def decoded(work: Path, name: str, count: int = 3072) -> Groups:
-    """Groups that went through the autoencoder, with two latents spoiled: dirty, and mixed; kept in `work`.
+    """Groups that went through the autoencoder: two spoiled by mixed latents, one by a dirty one or as it was drawn.
 
-    The third of each is mixed too, or spoiled as it was drawn.
-
-    No generator draws any of them: no reward has seen a picture of the one that it is to judge.
+    Kept in `work`. No generator draws any of them: no reward has seen a picture of the one that it is to judge.
     """
     specs, rng = sample_specs(count, SEEDS[name] + 17, weights=KIND_WEIGHTS), random.Random(SEEDS[name] + 19)
     good = [preferences.right(spec, rng) for spec in specs]
@@ -413,13 +411,13 @@ def decoded(work: Path, name: str, count: int = 3072) -> Groups:
     if not path.exists():
         vae = train_vae(work)
         clean, dirty, mixed = preferences.in_latents(vae, good, specs, rng)
-        more = preferences.in_latents(vae, good, specs, rng)[2]
+        _, _, more = preferences.in_latents(vae, good, specs, rng)
         again, spoiled = (
             preferences.decoded(vae, preferences.encoded(vae, preferences.as_bytes([p.image for p in side])))
             for side in (also, bad)
         )
-        more[::2] = spoiled[::2]
-        torch.save(torch.stack([clean, again, more, dirty, mixed], 1), path)
+        spoiled[::2] = dirty[::2]
+        torch.save(torch.stack([clean, again, spoiled, mixed, more], 1), path)
     images = torch.load(path, weights_only=True)
     return Groups(specs, images, [[p.scene, q.scene, None, None, None] for p, q in zip(good, also, strict=True)])
 
