@@ -106,7 +106,7 @@ def frontier(args: argparse.Namespace) -> None:
     text = [f"{len(found.prompts)} test prompts of {len(set(found.scenes))} scenes, {len(args.seeds)} training seeds."]
     text += _section("Training seeds pooled", pooled_rows(found))
     text += _section("What comes from the prompt", shuffled_rows(found))
-    text += _section("One call against many", versus_rows(found))
+    text += _section("Against HPI and against many calls", versus_rows(found))
     text += _section("Each training seed", seed_rows(found))
     for reward in found.roles:
         best = best_at(found, reward, KEPT)

@@ -49,10 +49,15 @@ class Frontier:
     standard: Arm
     arms: list[Arm]
 
-    def uplift(self, group: Sequence[Arm], reward: str, against: Arm | None = None) -> Interval:
-        """Mean paired difference to another arm (the standard one) in units, pooled over the group's training seeds."""
-        against = against or self.standard
-        gain = np.mean([(arm.scores[reward] - against.scores[reward]) / self.units[reward] for arm in group], axis=0)
+    def uplift(self, group: Sequence[Arm], reward: str, against: Sequence[Arm] = ()) -> Interval:
+        """Mean paired difference to other arms in units, pooled over the group's training seeds.
+
+        `against` has one for each of the group, or one for all; the standard arm where it is empty.
+        """
+        others = list(against or [self.standard])
+        others *= len(group) if len(others) == 1 else 1
+        pairs = zip(group, others, strict=True)
+        gain = np.mean([(a.scores[reward] - b.scores[reward]) / self.units[reward] for a, b in pairs], axis=0)
         return bootstrap(gain, RESAMPLES, self.scenes)
 
     def share(self, group: Sequence[Arm], name: str) -> Interval:
@@ -188,13 +193,15 @@ def shuffled_rows(f: Frontier) -> list[Row]:
 
 
 def versus_rows(f: Frontier) -> list[Row]:
-    """One call against N: the paired difference of each predictor to each best of N."""
+    """The paired difference of each predictor to the HPI of its beta and seeds, and to each best of N."""
     rows = []
-    baselines = [arm for arm in f.arms if arm.label.startswith((BEST_OF, OPTIMISED))]
+    baselines = [[arm] for arm in f.arms if arm.label.startswith((BEST_OF, OPTIMISED))]
+    hpi = {(arm.beta, arm.seed): arm for arm in f.arms if arm.label == "hpi"}
     for (name, beta), group in f.groups(lambda a: shown(a) and a.seed is not None).items():
-        for other in baselines:
-            row: Row = {"predictor": name_of(name), "beta": beta_of(beta), "minus": name_of(other.label)}
-            row |= {reward: figure(f.uplift(group, reward, other), role) for reward, role in f.roles.items()}
+        own = [hpi[a.beta, a.seed] for a in group if (a.beta, a.seed) in hpi and name != "hpi"]
+        for others in ([own] if len(own) == len(group) else []) + baselines:
+            row: Row = {"predictor": name_of(name), "beta": beta_of(beta), "minus": name_of(others[0].label)}
+            row |= {reward: figure(f.uplift(group, reward, others), role) for reward, role in f.roles.items()}
             rows.append(row)
     return rows
 

@@ -102,9 +102,11 @@ def test_an_hpi_of_its_own_stands_for_pahis(f: Frontier) -> None:
 def test_pairs_of_two_learned_arms(f: Frontier) -> None:
     shuffled = {row["beta"]: row for row in shuffled_rows(f)}
     assert shuffled["1"]["pick_alpha, difference"].startswith("+1.25 [")  # 1.5 less 0.25
-    versus = {(row["predictor"], row["beta"]): row for row in versus_rows(f)}
-    assert versus["pahi", "1"]["minus"] == "best of 4" and versus["pahi", "1"]["pick_beta"].startswith("+0.75 [")
-    assert versus["pahi", "9"]["pick_beta"].startswith("-0.25 [")
+    versus = {(row["predictor"], row["beta"], row["minus"]): row for row in versus_rows(f)}
+    assert versus["pahi", "1", "best of 4"]["pick_beta"].startswith("+0.75 [")
+    assert versus["pahi", "9", "best of 4"]["pick_beta"].startswith("-0.25 [")
+    assert versus["pahi", "1", "hpi"]["pick_beta"].startswith("+1.35 ["), "0.8 and 1.9, seed by seed"
+    assert ("hpi", "1", "hpi") not in versus
 
 
 def test_the_best_that_keeps_its_diversity(f: Frontier) -> None:
