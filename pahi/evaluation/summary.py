@@ -162,6 +162,9 @@ def flags(arms: list[dict[str, Any]]) -> list[str]:
         found.append(f"{label}'s noise has {best['noise_norm']:.2f} times the norm of Gaussian noise")
     if best["noise_correlation"] is not None and abs(best["noise_correlation"]) > 0.1:
         found.append(f"{label}'s noise is not white: its neighbours correlate by {best['noise_correlation']:+.2f}")
+    hpi = by_name.get("hpi", best)
+    if hpi is not best and all(r["mean"] == hpi["rewards"][n]["mean"] for n, r in best["rewards"].items()):
+        found.append(f"{label} is HPI here: nothing that was learned after it did better on validation prompts")
     shuffled = by_name.get(best["arm"] + SHUFFLED)
     if shuffled:
         for name, reward in best["rewards"].items():

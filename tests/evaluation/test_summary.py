@@ -77,3 +77,13 @@ def test_a_predictor_that_ignores_the_prompt_is_named() -> None:
     assert flags([arm("pahi"), arm("pahi_shuffled")]) == [
         "PAHI ignores the prompt: shuffled prompts do as well in alpha"
     ]
+
+
+def test_where_nothing_after_hpi_was_better_it_is_said() -> None:
+    def scored(name: str, mean: float) -> dict[str, object]:
+        own = arm(name)
+        own["rewards"] = {n: {**reward, "mean": mean} for n, reward in own["rewards"].items()}  # type: ignore[attr-defined]
+        return own
+
+    assert any("PAHI is HPI here" in flag for flag in flags([scored("hpi", 0.5), scored("pahi", 0.5)]))
+    assert flags([scored("hpi", 0.4), scored("pahi", 0.5)]) == flags([scored("hpi", 0.5)]) == []
