@@ -57,6 +57,7 @@ KIND_WEIGHTS = {
 LENGTHS = {"alpha": (1500, 2500), "beta": (1500, 3500), "gamma": (1500, 2500)}  # steps of towers, and of preferences
 # Share of spoiled scenes that show something else; the rest shows the right thing badly.
 WRONG_SHARE = {"alpha": 0.65, "beta": 0.65, "gamma": 0.5}
+RIGHT = 2  # right pictures of a prompt in each group, one as good as the other
 TIE = 0.25  # what a tie of two right pictures weighs beside the mean over pairs
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -367,9 +368,6 @@ BUILDERS = {"alpha": build_alpha, "beta": build_beta, "gamma": build_gamma}
 
 
 # ------------------------------------------------------------------------------------------------------------ the data
-
-
-RIGHT = 2  # right pictures of a prompt in each group, one as good as the other
 
 
 @dataclass
