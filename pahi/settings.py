@@ -378,7 +378,7 @@ class Train(Tree):
 
     @property
     def phases(self) -> list[tuple[str, int]]:
-        """What is learned in turn, with its steps: PAHI begins where HPI ends, all others stand alone."""
+        """What is learned in turn, with its steps: PAHI begins where HPI was best, all others stand alone."""
         phases: list[tuple[str, int]] = [("hpi", self.hpi_steps)] if self.predictor in ("hpi", "pahi") else []
         if self.predictor != "hpi" and self.steps:
             phases.append((self.predictor, self.steps))

@@ -52,11 +52,10 @@ class Frontier:
     def uplift(self, group: Sequence[Arm], reward: str, against: Sequence[Arm] = ()) -> Interval:
         """Mean paired difference to other arms in units, pooled over the group's training seeds.
 
-        `against` has one for each of the group, or one for all; the standard arm where it is empty.
+        `against` has an arm of each training seed, or one that was not trained, for all; the standard one where empty.
         """
-        others = list(against or [self.standard])
-        others *= len(group) if len(others) == 1 else 1
-        pairs = zip(group, others, strict=True)
+        others = {arm.seed: arm for arm in against or [self.standard]}
+        pairs = [(arm, others[arm.seed if arm.seed in others else None]) for arm in group]
         gain = np.mean([(a.scores[reward] - b.scores[reward]) / self.units[reward] for a, b in pairs], axis=0)
         return bootstrap(gain, RESAMPLES, self.scenes)
 
@@ -183,11 +182,8 @@ def shuffled_rows(f: Frontier) -> list[Row]:
             continue
         row: Row = {"predictor": name_of(name), "beta": beta_of(beta)}
         for reward, role in f.roles.items():
-            gain = np.mean(
-                [(a.scores[reward] - b.scores[reward]) / f.units[reward] for a, b in _pairs(group, beside)], 0
-            )
             row[f"{reward}, shuffled"] = figure(f.uplift(beside, reward), role)
-            row[f"{reward}, difference"] = figure(bootstrap(gain, RESAMPLES, f.scenes), role)
+            row[f"{reward}, difference"] = figure(f.uplift(group, reward, beside), role)
         rows.append(row)
     return rows
 
@@ -196,10 +192,11 @@ def versus_rows(f: Frontier) -> list[Row]:
     """The paired difference of each predictor to the HPI of its beta and seeds, and to each best of N."""
     rows = []
     baselines = [[arm] for arm in f.arms if arm.label.startswith((BEST_OF, OPTIMISED))]
-    hpi = {(arm.beta, arm.seed): arm for arm in f.arms if arm.label == "hpi"}
+    every = f.groups()
     for (name, beta), group in f.groups(lambda a: shown(a) and a.seed is not None).items():
-        own = [hpi[a.beta, a.seed] for a in group if (a.beta, a.seed) in hpi and name != "hpi"]
-        for others in ([own] if len(own) == len(group) else []) + baselines:
+        hpi = every.get(("hpi", beta), [])
+        paired = name != "hpi" and {arm.seed for arm in group} <= {arm.seed for arm in hpi}
+        for others in ([hpi] if paired else []) + baselines:
             row: Row = {"predictor": name_of(name), "beta": beta_of(beta), "minus": name_of(others[0].label)}
             row |= {reward: figure(f.uplift(group, reward, others), role) for reward, role in f.roles.items()}
             rows.append(row)
@@ -247,11 +244,6 @@ def figure(value: Interval, role: str) -> str:
 
 def shown(arm: Arm) -> bool:
     return not arm.label.endswith(SHUFFLED)
-
-
-def _pairs(group: list[Arm], beside: list[Arm]) -> list[tuple[Arm, Arm]]:
-    by_seed = {arm.seed: arm for arm in beside}
-    return [(arm, by_seed[arm.seed]) for arm in group]
 
 
 def name_of(label: str) -> str:

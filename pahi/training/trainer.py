@@ -55,7 +55,7 @@ def train(
     progress: Callable[[int, int, str], None],
     watch: Callable[[int, dict[str, float]], None] | None = None,
 ) -> Trained:
-    """Learns the predictor of the settings' kind; PAHI begins where HPI, which is learned before it, ends.
+    """Learns the predictor of the settings' kind; PAHI begins where HPI, which is learned before it, was best.
 
     `rewards` are (model, weight, unit) and train; `judges` are (model, unit), held out, and choose the best step.
     `load` and `save` keep the whole state: a run killed at any step ends with the weights of an undisturbed one.
@@ -210,12 +210,11 @@ def train(
                 if state["best"] == -math.inf:  # no validation prompts: the last step is the best there is
                     best = {name: p.clone() for name, p in average.items()}
                     state["best_step"], state["figures"] = done_before + state["step"], row
+                if phase == "hpi":
+                    hpi = best
                 if not final:  # the next one begins where this one was best, and is chosen where it is better
-                    hpi = {name: p.clone() for name, p in best.items()}
                     average = {name: p.clone() for name, p in best.items()}
-                    predictor.load_state_dict(best, strict=False)
-                elif phase == "hpi":
-                    hpi = {name: p.clone() for name, p in best.items()}
+                    predictor.load_state_dict(best)
                 state["phase"], state["step"] = number + 1, 0
             if group.writes and (last or state["step"] % settings.save_every == 0):
                 save(_pack(state, predictor, optimizer, scaler, average, best, hpi))

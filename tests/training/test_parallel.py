@@ -88,7 +88,7 @@ def test_more_processes_than_prompts_is_one_line(monkeypatch: pytest.MonkeyPatch
 
 # -------------------------------------------------------------------------------------------------------------- kills
 
-# The held-out reward falls from the first step on: training stops at the third validation without a rise.
+# The held-out reward falls from the first step on: training stops at the fifth validation without a rise.
 HACKED = SHORT.model_copy(update={"steps": 40, "patience": 5, "save_every": 5})
 
 
