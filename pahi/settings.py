@@ -316,13 +316,30 @@ class Train(Tree):
     """The noise, learned."""
 
     predictor: Literal[
-        "scale", "hpi", "pahi", "conv", "lowrank", "preserving", "mixture", "spline", "residual", "refined", "repelled"
+        "scale",
+        "hpi",
+        "pahi",
+        "conv",
+        "lowrank",
+        "preserving",
+        "mixture",
+        "spline",
+        "residual",
+        "refined",
+        "repelled",
+        "selected",
     ] = Field("pahi", description="What is learned.")
     estimator: Literal["pathwise", "score"] = Field(
-        "pathwise", description="Gradients through generator and rewards, or from scores alone, where there are none."
+        "pathwise",
+        description="Gradients through generator and rewards, or from scores alone, where there are none; `selected` "
+        "always learns from scores.",
     )
     hpi_steps: int = Field(100, ge=1, description="Steps of the global Gaussian, before the prompt-adaptive part.")
-    steps: int = Field(500, ge=0, description="Steps of any other predictor; 0 stops at HPI.")
+    steps: int = Field(
+        500,
+        ge=0,
+        description="Steps of any other predictor; 0 stops at HPI. `selected` draws pictures for as many steps first.",
+    )
     batch_size: int = Field(32, ge=1, description="Prompts a step, over all devices and parts.")
     accumulate: int = Field(
         1,
@@ -341,7 +358,10 @@ class Train(Tree):
         0.02, gt=0, description="The same for HPI and scale, whose numbers are the noise's own mean and scale."
     )
     hidden: int = Field(128, ge=1, description="Hidden units of the predictor.")
-    beta: float = Field(0.4, ge=0, description="Weight of the KL from N(0, I), a dimension.")
+    beta: float = Field(
+        0.4, ge=0, description="Weight of the KL from N(0, I), a dimension; `selected` has train.candidates instead."
+    )
+    candidates: int = Field(16, ge=2, description="Noises of which `selected` chooses one.")
     ema: float = Field(0.98, ge=0, lt=1, description="Decay of the weights' moving average.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     reward_cap: float | None = Field(None, gt=0, description="ReFL's guard: uplift above this earns nothing.")
@@ -364,9 +384,15 @@ class Train(Tree):
     seed: int = Field(0, ge=0, description="Seed of initialisation and sampling.")
 
     @property
+    def gradients(self) -> bool:
+        """Whether they go through generator and rewards."""
+        return self.estimator == "pathwise" and self.predictor != "selected"
+
+    @property
     def prompts_a_step(self) -> int:
-        """Without gradients, a prompt is drawn twice, from eps and from -eps."""
-        return self.batch_size if self.estimator == "pathwise" else max(1, self.batch_size // 2)
+        """By the score function, a prompt is drawn twice, from eps and from -eps."""
+        twice = self.estimator == "score" and self.predictor != "selected"
+        return max(1, self.batch_size // 2) if twice else self.batch_size
 
     @model_validator(mode="after")
     def _shared(self) -> "Train":
@@ -383,6 +409,13 @@ class Train(Tree):
         if self.predictor != "hpi" and self.steps:
             phases.append((self.predictor, self.steps))
         return phases
+
+    def fingerprinted(self) -> dict[str, Any]:
+        """What changes the output, as JSON."""
+        found = super().fingerprinted()
+        if self.predictor != "selected":
+            del found["candidates"]
+        return found
 
 
 class Evaluate(Tree):

@@ -6,6 +6,7 @@ from pahi.predictors.heads import ConvPredictor, LowRankPredictor
 from pahi.predictors.mixture import MixturePredictor
 from pahi.predictors.preserving import PreservingPredictor
 from pahi.predictors.residual import ResidualPredictor
+from pahi.predictors.selected import SelectedPredictor
 from pahi.predictors.spline import SplinePredictor
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "NoisePredictor",
     "PreservingPredictor",
     "ResidualPredictor",
+    "SelectedPredictor",
     "SplinePredictor",
 ]

@@ -45,6 +45,7 @@ class NoisePredictor(nn.Module, ModelHubMixin):
     """
 
     KINDS: ClassVar[dict[str, Kind]] = {}  # of a class that can be trained, by what `train.predictor` calls them
+    OWN: ClassVar[tuple[str, ...]] = ()  # settings that its config has beside KEYS
 
     def __init__(
         self,
@@ -63,15 +64,13 @@ class NoisePredictor(nn.Module, ModelHubMixin):
     @staticmethod
     def create(kind: str, *args: Any, **kwargs: Any) -> "NoisePredictor":
         """A new predictor of a kind, which is the standard Gaussian until it is trained."""
-        for cls in _families(NoisePredictor):
-            if kind in cls.KINDS:
-                return cls(kind, *args, **kwargs)
-        raise UserError(f"there is no predictor of kind {kind!r}; there are {', '.join(kinds())}")
+        return class_of(kind)(kind, *args, **kwargs)
 
     @property
     def config(self) -> dict[str, Any]:
         """What from_pretrained needs to build it again."""
-        return {key: list(self.latent_shape) if key == "latent_shape" else getattr(self, key) for key in KEYS}
+        keys = (*KEYS, *self.OWN)
+        return {key: list(self.latent_shape) if key == "latent_shape" else getattr(self, key) for key in keys}
 
     def draw(self, pooled: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """Starting noise and how far it was led from the prior.
@@ -151,7 +150,7 @@ class NoisePredictor(nn.Module, ModelHubMixin):
                 )
             config = json.loads((folder / CONFIG).read_text())
             # The mixin writes keys of its own beside ours.
-            predictor = cls.create(**{key: config[key] for key in KEYS})
+            predictor = cls.create(**{key: config[key] for key in (*KEYS, *class_of(config["kind"]).OWN)})
             predictor.load_state_dict(load_file(folder / WEIGHTS))
             predictor.card = (folder / CARD).read_text("utf-8") if (folder / CARD).is_file() else ""
         except (OSError, HfHubHTTPError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
@@ -162,6 +161,14 @@ class NoisePredictor(nn.Module, ModelHubMixin):
 def kinds() -> dict[str, Kind]:
     """Every kind of predictor, the standard Gaussian among them."""
     return {name: kind for family in _families(NoisePredictor) for name, kind in family.KINDS.items()}
+
+
+def class_of(kind: str) -> type[NoisePredictor]:
+    """The class of a kind of predictor."""
+    for cls in _families(NoisePredictor):
+        if kind in cls.KINDS:
+            return cls
+    raise UserError(f"there is no predictor of kind {kind!r}; there are {', '.join(kinds())}")
 
 
 def _families(cls: type[NoisePredictor]) -> Iterator[type[NoisePredictor]]:

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pahi.predictors.base import Kind, NoisePredictor
+from pahi.predictors.frequencies import cosines, lowest
 from pahi.predictors.gaussian import dense_head
 
-FREQUENCIES = 4  # along each side, of every channel
 BINS = 16
 EDGE = 3.0
 FLATTEST = 1e-3  # of a bin's share of the line, and of the slope
@@ -44,7 +44,7 @@ class SplinePredictor(NoisePredictor):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         channels, height, width = self.latent_shape
-        rows, columns = _cosines(height), _cosines(width)
+        rows, columns = cosines(height), cosines(width)
         self.numbers = channels * len(rows) * len(columns)
         self.register_buffer("rows", rows, persistent=False)
         self.register_buffer("columns", columns, persistent=False)
@@ -53,7 +53,7 @@ class SplinePredictor(NoisePredictor):
 
     def coordinates(self, eps: Tensor) -> Tensor:
         """Noise (batch, *latent_shape) -> z (batch, numbers): standard normal where the noise is."""
-        return torch.einsum("bchw,fh,gw->bcfg", eps, self.rows, self.columns).flatten(1)
+        return lowest(eps, self.rows, self.columns).flatten(1)  # type: ignore[arg-type]
 
     def draw(self, pooled: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """x_T, and a draw of the KL, which may be below zero for one noise."""
@@ -99,11 +99,3 @@ def _knots(raw: Tensor) -> Tensor:
 
 def _pick(values: Tensor, k: Tensor) -> Tensor:
     return values.gather(-1, k)[..., 0]
-
-
-def _cosines(length: int) -> Tensor:
-    """(frequencies, length): the lowest ones of the orthonormal cosine basis (DCT-II)."""
-    f, place = torch.arange(min(FREQUENCIES, length))[:, None], torch.arange(length) + 0.5
-    waves = torch.cos(math.pi * f * place / length) * math.sqrt(2 / length)
-    waves[0] /= math.sqrt(2)
-    return waves

@@ -9,6 +9,10 @@ Where a reward or a generator has no gradient, that of E[u] comes from the score
 
     grad E[u] = E[ u grad log q(x_T) ]
 
+A predictor that chooses among noises learns their value instead, by regression on the scores of standard noise:
+
+    L = E_{c, eps} ( V(eps; c) - sum_k w_k u_k )^2
+
 b_k(c) is the cached mean of reward k over standard-Gaussian pictures of prompt c (it moves no gradient and makes the
 loss an uplift), s_k its pooled within-prompt standard deviation.
 """
@@ -19,7 +23,7 @@ from torch import Tensor
 from pahi.predictors.gaussian import kl_per_dimension
 from pahi.rewards.ensemble import uplift
 
-__all__ = ["kl_per_dimension", "loss", "score_function", "uplift"]
+__all__ = ["kl_per_dimension", "loss", "score_function", "uplift", "value_loss", "weighted"]
 
 
 def score_function(uplifts: list[Tensor], weights: list[float], x_T: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:
@@ -28,14 +32,19 @@ def score_function(uplifts: list[Tensor], weights: list[float], x_T: Tensor, mu:
     x_T, mu, log_sigma: (batch, ...); uplifts (batch,) each. The cached b_k(c) is the control variate.
     """
     log_q = (-((x_T.detach() - mu) / log_sigma.exp()).square() / 2 - log_sigma).flatten(1).sum(1)
-    return (_weighted(uplifts, weights).detach() * log_q).mean()
+    return (weighted(uplifts, weights).detach() * log_q).mean()
 
 
 def loss(uplifts: list[Tensor], weights: list[float], divergence: Tensor, beta: float) -> Tensor:
     """The scalar to minimise."""
-    return -_weighted(uplifts, weights).mean() + beta * divergence.mean()
+    return -weighted(uplifts, weights).mean() + beta * divergence.mean()
 
 
-def _weighted(uplifts: list[Tensor], weights: list[float]) -> Tensor:
+def value_loss(value: Tensor, uplift: Tensor) -> Tensor:
+    """The scalar to minimise where V is learned, from what was foreseen and what was seen, (batch,) each."""
+    return (value - uplift).square().mean()
+
+
+def weighted(uplifts: list[Tensor], weights: list[float]) -> Tensor:
     """sum_k w_k u_k, (batch,)."""
     return torch.stack([w * u for w, u in zip(weights, uplifts, strict=True)]).sum(0)

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from pahi.errors import PahiError, UserError
 from pahi.generators import Generator, standard_noise
-from pahi.predictors import GaussianPredictor, NoisePredictor
+from pahi.predictors import GaussianPredictor, NoisePredictor, SelectedPredictor
+from pahi.predictors.selected import DECAY, READ
 from pahi.rewards import Reward
 from pahi.rewards.ensemble import Ensemble
 from pahi.settings import Train
 from pahi.training import objective
 from pahi.training.data import PromptSet
+from pahi.training.memory import Memory
 from pahi.training.parallel import Group
 from pahi.training.validation import validate
 
@@ -68,7 +70,7 @@ def train(
     usable = data.usable([reward.name for reward, _, _ in rewards])
     if not len(usable):
         raise UserError("no training prompt has a finite baseline: the generator or a reward returns NaN or infinity")
-    pathwise = settings.estimator == "pathwise"
+    pathwise = settings.gradients
     count = settings.prompts_a_step
     group = Group()
     if group.size > count:
@@ -80,19 +82,23 @@ def train(
     phases = settings.phases
     if not phases:
         raise UserError(f"train.steps is 0, so no {settings.predictor} predictor can be learned")
-    predictor = NoisePredictor.create(phases[0][0], shape, width, settings.hidden, generator.id, generator.hash)
+    own = {"candidates": settings.candidates} if settings.predictor == "selected" else {}
+    predictor = NoisePredictor.create(phases[0][0], shape, width, settings.hidden, generator.id, generator.hash, **own)
     gaussian = predictor if isinstance(predictor, GaussianPredictor) else None
-    if not pathwise and gaussian is None:
+    chooser = predictor if isinstance(predictor, SelectedPredictor) else None
+    if not pathwise and gaussian is None and chooser is None:
         raise UserError(f"train.estimator=score needs a Gaussian predictor, which {settings.predictor} is not")
     predictor.to(generator.device)
     average = {name: p.detach().clone() for name, p in predictor.named_parameters()}
-    optimizer = torch.optim.AdamW(predictor.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=0.0)
+    weight_decay = 0.0 if chooser is None else DECAY
+    optimizer = torch.optim.AdamW(predictor.parameters(), settings.lr, betas=(0.9, 0.99), weight_decay=weight_decay)
     # A picture's gradient is smaller than float16 can hold: scaled up before it goes through such networks, and back.
     scaler = torch.amp.GradScaler(generator.device.type, enabled=generator.dtype == torch.float16)
     state: dict[str, Any] = {"phase": 0, "step": 0, "best": -math.inf, "best_step": 0, "skipped": 0}
-    state |= {"metrics": [], "best_trained": 0.0, "hacked": 0, "stopped": False, "figures": {}}
+    state |= {"metrics": [], "best_trained": 0.0, "hacked": 0, "stopped": False, "figures": {}, "drawn": 0}
     best = {name: p.clone() for name, p in average.items()}
     hpi = {name: p.clone() for name, p in average.items()}
+    memory = None if chooser is None else Memory(settings.steps * count, chooser.numbers)
     saved = load()
     got = {} if saved is None else torch.load(io.BytesIO(saved), weights_only=True, map_location=generator.device)
     if got.get("format") == STATE_FORMAT:
@@ -100,9 +106,59 @@ def train(
         predictor.load_state_dict(got["predictor"])
         optimizer.load_state_dict(got["optimizer"])
         scaler.load_state_dict(got["scaler"])
+        if memory is not None:
+            memory.load(got["memory"])
 
     baseline = {reward.name: data.baseline[reward.name].mean(1).to(generator.device) for reward, _, _ in rewards}
-    total = sum(steps for _, steps in phases)
+    all_pooled = data.conditioning.pooled
+    to_draw = settings.steps if chooser is not None else 0
+    total = to_draw + sum(steps for _, steps in phases)
+
+    # Prompts and noise of a step depend on its number alone, so that a resumed run sees the same, and so do several
+    # processes, each of which takes its share, and several parts, one after another.
+    def noise(index: Tensor, rows: Tensor, first_seed: int) -> Tensor:
+        """eps of some rows of a step, (rows, *latent_shape)."""
+        seeds = [first_seed + i for i in rows.tolist()]
+        return standard_noise([data.prompt_ids[i] for i in index.tolist()], seeds, shape).to(generator.device)
+
+    def scored(index: Tensor, x_T: Tensor) -> list[Tensor]:
+        """Uplifts of the pictures of these prompts and noises, by reward, (rows,) each."""
+        images = generator.decode(generator.denoise(x_T, data.conditioning.rows(index).to(generator.device)))
+        here = {name: mean[index] for name, mean in baseline.items()}
+        return ensemble.uplifts(images, data.prepared_rows(index), [data.texts[i] for i in index.tolist()], here)
+
+    def skip(steps_so_far: int) -> None:
+        state["skipped"] += 1
+        if state["skipped"] > 20 and state["skipped"] > 0.2 * steps_so_far:
+            raise PahiError(f"{state['skipped']} steps gave NaN or infinity; lower train.lr or raise the precision")
+
+    # A chooser learns from what standard noise scores: that is drawn first, once.
+    while memory is not None and chooser is not None and state["drawn"] < to_draw:
+        step = state["drawn"]
+        draw = torch.Generator().manual_seed(_seed(settings.seed, "drawn", step))
+        prompts = usable[torch.randint(len(usable), (count,), generator=draw)]
+        seen = torch.zeros(count, chooser.numbers + 1, device=generator.device)
+        for rows in group.share(torch.arange(count)).tensor_split(settings.accumulate):
+            if not len(rows):
+                continue
+            with torch.no_grad():
+                eps = noise(prompts[rows], rows, _first_seed(settings.seed, step))
+                uplift = objective.weighted(scored(prompts[rows], eps), ensemble.weights)
+                seen[rows] = torch.cat([chooser.coordinates(eps), uplift[:, None].float()], 1)
+        group.sum([seen])
+        memory.add(step * count, prompts, seen)
+        if not seen.isfinite().all():
+            skip(step)
+        state["drawn"] = step + 1
+        if group.writes:
+            progress(state["drawn"], total, "pictures to learn from")
+            if state["drawn"] % settings.save_every == 0 or state["drawn"] == to_draw:
+                save(_pack(state, predictor, optimizer, scaler, average, best, hpi, memory))
+    readable = usable if memory is None else memory.usable()
+    if not len(readable):
+        raise PahiError("no picture has a finite reward, so nothing can be learned; raise the precision")
+    rows_a_step = count if memory is None else READ * count
+
     for number, (phase, steps) in enumerate(phases):
         if number < state["phase"]:
             continue
@@ -117,21 +173,24 @@ def train(
             for entry in optimizer.param_groups:
                 entry["lr"] = rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
-            # Prompts and noise of a step depend on its number alone, so that a resumed run sees the same, and so do
-            # several processes, each of which takes its share, and several parts, one after another.
             draw = torch.Generator().manual_seed(_seed(settings.seed, phase, step))
-            prompts = usable[torch.randint(len(usable), (count,), generator=draw)]
-            first_seed = TRAINING_SEEDS + (settings.seed + 1) * 10**9 + (done_before + step) * 10_000
+            drawn = readable[torch.randint(len(readable), (rows_a_step,), generator=draw)]
             optimizer.zero_grad(set_to_none=True)
             figures = torch.zeros(4 + len(rewards), device=generator.device)
-            for rows in group.share(torch.arange(count)).tensor_split(settings.accumulate):
+            for rows in group.share(torch.arange(rows_a_step)).tensor_split(settings.accumulate):
                 if not len(rows):
                     continue
-                index = prompts[rows]
-                seeds = [first_seed + i for i in rows.tolist()]
-                eps = standard_noise([data.prompt_ids[i] for i in index.tolist()], seeds, shape)
-                eps = eps.to(generator.device)  # (rows, *latent_shape)
-                pooled = data.conditioning.pooled[index].to(generator.device)
+                share = len(rows) / rows_a_step  # of the step's mean
+                if memory is not None and chooser is not None:
+                    index, z, uplift = memory.read(drawn[rows])
+                    foreseen = chooser.value(all_pooled[index].to(generator.device), z.to(generator.device))
+                    loss = objective.value_loss(foreseen, uplift.to(generator.device))
+                    scaler.scale(share * loss).backward()
+                    figures[1] += share * loss.detach()
+                    continue
+                index = drawn[rows]
+                eps = noise(index, rows, _first_seed(settings.seed, done_before + step))
+                pooled = all_pooled[index].to(generator.device)
                 if pathwise:
                     x_T, divergence = predictor.draw(pooled, eps)
                     x_T.retain_grad()
@@ -141,17 +200,12 @@ def train(
                     x_T = (mu + log_sigma.exp() * torch.cat([eps, -eps])).detach()
                     divergence = objective.kl_per_dimension(mu, log_sigma)
                     index = index.repeat(2)
-                conditioning = data.conditioning.rows(index).to(generator.device)
                 with torch.set_grad_enabled(pathwise):
-                    images = generator.decode(generator.denoise(x_T, conditioning))  # (rows, 3, h, w)
-                    here = {name: mean[index] for name, mean in baseline.items()}
-                    texts = [data.texts[i] for i in index.tolist()]
-                    uplifts = ensemble.uplifts(images, data.prepared_rows(index), texts, here)
+                    uplifts = scored(index, x_T)
                 loss = objective.loss(uplifts, ensemble.weights, divergence, settings.beta)
                 means = [loss, divergence.mean(), x_T.square().mean(), *(u.mean() for u in uplifts)]
                 if not pathwise:
                     loss = loss - objective.score_function(uplifts, ensemble.weights, x_T, mu, log_sigma)
-                share = len(rows) / count  # of the step's mean
                 scaler.scale(share * loss).backward()
                 figures[1:] += share * torch.stack([mean.detach().float() for mean in means])
                 if x_T.grad is not None:
@@ -171,17 +225,14 @@ def train(
                     for name, p in predictor.named_parameters():
                         average[name].lerp_(p, 1 - decay)
             else:
-                state["skipped"] += 1
-                if state["skipped"] > 20 and state["skipped"] > 0.2 * (done_before + step):
-                    raise PahiError(
-                        f"{state['skipped']} steps gave NaN or infinity; lower train.lr or raise the precision"
-                    )
+                skip(to_draw + done_before + step)
             scaler.update()
 
             state["step"] = step + 1
-            row = {"loss": value, "kl": kl, "grad_norm": norm}
-            row |= {f"reward/{reward.name}": up for (reward, _, _), up in zip(rewards, ups, strict=True)}
-            row["noise_norm"] = math.sqrt(square)
+            row = {"loss": value, "kl": kl if chooser is None else chooser.divergence, "grad_norm": norm}
+            if chooser is None:
+                row |= {f"reward/{reward.name}": up for (reward, _, _), up in zip(rewards, ups, strict=True)}
+                row["noise_norm"] = math.sqrt(square)
 
             last = state["step"] == steps
             if len(validation) and (state["step"] % settings.validate_every == 0 or last):
@@ -205,7 +256,8 @@ def train(
                 if watch is not None:
                     watch(done_before + state["step"], row)
                 note = ", ".join(f"{name} {row[name]:+.2f}" for name in row if name.startswith("reward/"))
-                progress(done_before + state["step"], total, f"uplift {note.replace('reward/', '')}")
+                note = f"uplift {note.replace('reward/', '')}" if note else f"loss {value:.2f}"
+                progress(to_draw + done_before + state["step"], total, note)
             if last:
                 if state["best"] == -math.inf:  # no validation prompts: the last step is the best there is
                     best = {name: p.clone() for name, p in average.items()}
@@ -217,16 +269,21 @@ def train(
                     predictor.load_state_dict(best)
                 state["phase"], state["step"] = number + 1, 0
             if group.writes and (last or state["step"] % settings.save_every == 0):
-                save(_pack(state, predictor, optimizer, scaler, average, best, hpi))
+                save(_pack(state, predictor, optimizer, scaler, average, best, hpi, memory))
             if last:
                 break
 
-    if state["skipped"] == total:
+    if state["skipped"] == total - to_draw:
         raise PahiError("every step gave NaN or infinity, so nothing was learned; raise the precision")
     best_one = _with(predictor, best, phases[-1][0])
     start = _with(predictor, hpi, "hpi") if phases[0][0] == "hpi" else None
     measures = state["best_step"], state["skipped"], state["stopped"], state["figures"]
     return Trained(best_one, start, state["metrics"], *measures, left_out=len(data) - len(usable))
+
+
+def _first_seed(seed: int, step: int) -> int:
+    """Of the noise of a step, counted over all phases."""
+    return TRAINING_SEEDS + (seed + 1) * 10**9 + step * 10_000
 
 
 def _seed(seed: int, phase: str, step: int) -> int:
@@ -247,6 +304,7 @@ def _pack(
     average: dict[str, Tensor],
     best: dict[str, Tensor],
     hpi: dict[str, Tensor],
+    memory: Memory | None,
 ) -> bytes:
     sink = io.BytesIO()
     packed = {
@@ -259,5 +317,7 @@ def _pack(
         "best": best,
         "hpi": hpi,
     }
+    if memory is not None:
+        packed["memory"] = memory.state()
     torch.save(packed, sink)
     return sink.getvalue()

@@ -1,10 +1,12 @@
 """Predictors: untrained they are the standard Gaussian, saved they come back, misused they say so."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.fft
+import scipy.stats
 import torch
 from diffusers import StableDiffusionPipeline
 from torch.distributions import Normal, kl_divergence
@@ -26,6 +28,7 @@ KINDS = [
     "residual",
     "refined",
     "repelled",
+    "selected",
 ]
 GAUSSIAN = ["scale", "hpi", "pahi", "conv", "lowrank", "preserving"]
 ADAPTIVE = KINDS[3:]  # those that read the prompt
@@ -40,7 +43,7 @@ def shaken(kind: str) -> NoisePredictor:
     p = predictor(kind)
     with torch.no_grad():
         for q in p.parameters():
-            q.normal_(0, 0.1)
+            q.normal_(0, 0.5 if kind == "selected" else 0.1)  # of which only the order of values is seen
     return p
 
 
@@ -81,13 +84,15 @@ def test_a_residual_reads_noise_and_prompt_and_knows_how_far_it_went(kind: str) 
 
 
 @pytest.mark.parametrize("shape", [(4, 64, 64), (16, 128, 128), (32, 32, 32), (4, 90, 64), (4, 5, 7)])
-@pytest.mark.parametrize("kind", ["conv", "lowrank", "preserving", "mixture", "spline", "residual", "repelled"])
+@pytest.mark.parametrize(
+    "kind", ["conv", "lowrank", "preserving", "mixture", "spline", "residual", "repelled", "selected"]
+)
 def test_they_fit_every_latent(kind: str, shape: tuple[int, int, int]) -> None:
     p, eps = NoisePredictor.create(kind, shape, 32, 8), torch.randn(1, *shape)
     assert torch.equal(p(torch.randn(1, 32), eps), eps)
 
 
-@pytest.mark.parametrize("kind", ADAPTIVE)
+@pytest.mark.parametrize("kind", [kind for kind in ADAPTIVE if kind != "selected"])  # which learns from scores
 def test_gradients_reach_every_parameter_from_the_second_step_on(kind: str) -> None:
     p, target = predictor(kind), torch.randn(4, 16, 16)
     optimizer = torch.optim.SGD(p.parameters(), lr=1.0)
@@ -238,6 +243,44 @@ def test_repelled_pays_the_kl_of_a_linear_map(mu: float, s: float) -> None:
     assert torch.allclose(got.mean(), theirs, atol=4 * float(got.std()) / 20 + 1e-5)
     p.residual = lambda pooled, eps: 0.1 - 0.999 * eps  # type: ignore[method-assign, assignment]
     assert p.draw(torch.zeros(400, WIDTH), eps)[1].min() > 5, "one picture from all noise is far from the prior"
+
+
+def test_selected_noise_is_the_best_candidate_by_its_value() -> None:
+    p, eps, pooled = shaken("selected"), torch.randn(50, 4, 16, 16), torch.randn(50, WIDTH)
+    with torch.no_grad():
+        x, divergence = p.draw(pooled, eps)
+        candidates = [eps * s for s in p.signs()]  # type: ignore[operator]
+        values = torch.stack([p.value(pooled, p.coordinates(c)) for c in candidates])  # type: ignore[operator]
+        assert torch.equal(p.value(pooled, p.coordinates(x)), values.amax(0))  # type: ignore[operator]
+    assert torch.equal(x.abs(), eps.abs()), "it is noise as it was drawn"
+    assert len({int(v.argmax()) for v in values.T}) > 8, "the noise decides, and no sign is preferred"
+    assert torch.allclose(divergence * 1024, torch.tensor(math.log(16) - 15 / 16))
+
+
+def test_its_candidates_are_standard_noise_that_has_nothing_in_common() -> None:
+    p = predictor("selected")
+    signs = p.signs().flatten(1)  # type: ignore[operator]
+    assert torch.equal(signs[0], torch.ones(1024)) and torch.equal(signs.abs(), torch.ones(16, 1024))
+    apart = signs @ signs.T / 1024 - torch.eye(16)  # correlation of any two candidates' numbers
+    assert apart.abs().max() < 4.5 / 32
+    p.candidates = 64
+    assert torch.equal(p.signs()[:16].flatten(1), signs), "more are the same and others"  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("candidates", [2, 16, 64])
+def test_its_divergence_is_the_kl_of_the_best_of_so_many(candidates: int) -> None:
+    p = NoisePredictor.create("selected", (4, 16, 16), WIDTH, 16, candidates=candidates)
+    p.value = lambda pooled, z: z[:, 0]  # type: ignore[method-assign, assignment]
+    eps = torch.randn(3000, 4, 16, 16, generator=torch.Generator().manual_seed(candidates))
+    x, divergence = p.draw(torch.zeros(3000, WIDTH), eps)
+    best = scipy.stats.norm.cdf(p.coordinates(x)[:, 0].numpy())  # type: ignore[operator]
+    assert scipy.stats.kstest(best, scipy.stats.beta(candidates, 1).cdf).pvalue > 1e-3
+    # log q / p of the best of N independent numbers is log N + (N - 1) log F.
+    ratio = math.log(candidates) + (candidates - 1) * np.log(best)
+    assert np.mean(ratio) == pytest.approx(float(divergence[0]) * 1024, abs=4 * np.std(ratio) / 3000**0.5)
+    others = p.coordinates(x)[:, 1:].numpy()  # type: ignore[operator]
+    scale = p.fading.repeat(4, 1, 1).flatten()[1:].numpy()  # type: ignore[union-attr, operator]
+    assert abs((others / scale).std() - 1) < 0.01, "what is not read stays standard normal"
 
 
 def test_an_unknown_kind_is_named() -> None:

@@ -41,8 +41,8 @@ def ends(folder: Path, size: int) -> list[Any]:
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"estimator": "score"}, {"predictor": "refined", "hidden": 4}],
-    ids=["pathwise", "score", "refined"],
+    [{}, {"estimator": "score"}, {"predictor": "refined", "hidden": 4}, {"predictor": "selected"}],
+    ids=["pathwise", "score", "refined", "selected"],
 )
 @pytest.mark.parametrize("parts", [4, 40])  # neither divides 15
 def test_parts_of_a_step_are_the_step(change: dict[str, Any], parts: int) -> None:
@@ -55,9 +55,11 @@ def test_parts_of_a_step_are_the_step(change: dict[str, Any], parts: int) -> Non
         torch.testing.assert_close(curve(divided.metrics, name), curve(whole.metrics, name), rtol=1e-3, atol=1e-4)
 
 
-def test_two_processes_are_one(tmp_path: Path) -> None:
-    whole = learn(SHORT)
-    assert processes(tmp_path, SHORT, 2) == [0, 0]
+@pytest.mark.parametrize("kind", ["pahi", "selected"])
+def test_two_processes_are_one(kind: str, tmp_path: Path) -> None:
+    settings = SHORT.model_copy(update={"predictor": kind})
+    whole = learn(settings)
+    assert processes(tmp_path, settings, 2) == [0, 0]
     (weights, metrics, _), (other, others, _) = ends(tmp_path, 2)
     assert all(torch.equal(weights[name], other[name]) for name in weights), "both hold the same weights"
     assert metrics == others

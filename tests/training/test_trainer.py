@@ -97,6 +97,38 @@ def test_scores_alone_teach_where_there_is_no_gradient() -> None:
         learn(settings.model_copy(update={"predictor": "residual"}))
 
 
+SELECTED = SETTINGS.model_copy(update={"predictor": "selected", "steps": 150, "batch_size": 64})
+
+
+def test_a_choice_is_learned_from_scores_alone_for_prompts_that_were_never_seen() -> None:
+    trained = learn(SELECTED, rewards=[(Opaque(), 1.0, 1.0)], generator=Blind())
+    predictor, data = trained.predictor, prompt_set(400, 2)
+    directions, eps = data.prepared["direction"]["direction"], torch.randn(400, *SHAPE)
+
+    def uplift(x: Tensor) -> Tensor:
+        return (x.flatten(1) * directions).sum(1).mean()
+
+    with torch.no_grad():
+        x = predictor(data.conditioning.pooled, eps)
+        other = predictor(data.conditioning.pooled.roll(16, 0), eps)
+        predictor.candidates = 64  # type: ignore[assignment]
+        more = predictor(data.conditioning.pooled, eps)
+    # The best of 16 by the reward itself is 1.77 on average.
+    assert uplift(x) > 1.0 and uplift(x) > 3 * uplift(other).abs()
+    assert uplift(more) > uplift(x) + 0.1
+    assert trained.figures["kl"] == pytest.approx((math.log(16) - 15 / 16) / 64)
+    assert learn(SELECTED.model_copy(update={"candidates": 8, "steps": 2})).predictor.config["candidates"] == 8
+
+
+def test_pictures_without_a_finite_score_are_not_learned_from() -> None:
+    trained = learn(SELECTED, generator=Torn())
+    assert 0 < trained.skipped_steps < 30 and trained.figures["validation/direction"] > 0.7
+    with pytest.raises(PahiError, match="gave NaN or infinity"):
+        learn(SELECTED, rewards=[(Broken("broken"), 1.0, 1.0)])
+    with pytest.raises(PahiError, match="no picture has a finite reward"):
+        learn(SELECTED.model_copy(update={"steps": 3}), rewards=[(Broken("broken"), 1.0, 1.0)])
+
+
 def test_a_scale_can_only_grow_or_shrink() -> None:
     trained = learn(SETTINGS.model_copy(update={"predictor": "scale"}))
     mu, log_sigma = trained.predictor.distribution(prompt_set(2).conditioning.pooled)  # type: ignore[operator]
@@ -109,13 +141,15 @@ def test_no_steps_are_no_predictor() -> None:
     assert learn(SETTINGS.model_copy(update={"steps": 0})).predictor.kind == "hpi"
 
 
-@pytest.mark.parametrize("kind", ["scale", "hpi", "refined"])
-def test_every_kind_resumes_to_the_bit(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "stop"), [("scale", 9), ("hpi", 9), ("refined", 9), ("selected", 9), ("selected", 20)]
+)
+def test_every_kind_resumes_to_the_bit(kind: str, stop: int) -> None:
     settings = SETTINGS.model_copy(update={"predictor": kind, "hidden": 8, "steps": 12, "hpi_steps": 12})
     whole, kept = learn(settings), []  # type: ignore[var-annotated]
 
     def interrupt(done: int, total: int, note: str) -> None:
-        if done == 9:
+        if done == stop:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
