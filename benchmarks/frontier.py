@@ -23,6 +23,7 @@ from pahi.errors import PahiError
 from pahi.evaluation.frontier import (
     Evaluation,
     best_at,
+    dial_of,
     gather,
     pooled_rows,
     seed_rows,
@@ -67,9 +68,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--predictors",
         type=_list(_predictor),
         default=[(name, []) for name in ("scale", "hpi", "pahi", "residual", "refined")],
-        help="spline:200 is with that beta alone, the others are with each of --betas",
+        help="spline:200 is with that beta alone, the others are with each of --betas; selected:16 chooses one of 16",
     )
     parser.add_argument("--betas", type=_list(float), default=[0.3, 1.0, 3.0])
+    parser.add_argument("--candidates", type=_list(int), default=[], help="more of selected's: one training for all")
     parser.add_argument("--best-of", type=_list(int), default=[4, 16])
     parser.add_argument("--optimise", type=_list(int), default=[], help="steps of ReNO, once each")
     parser.add_argument("--hacking", action="store_true", help="the same training with the guards off and on")
@@ -79,7 +81,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _predictor(text: str) -> tuple[str, list[float]]:
-    """`pahi` or `spline:200`: its name, and a beta of its own."""
+    """`pahi` or `spline:200`: its name, and a beta of its own; of `selected`, how many noises it chooses among."""
     name, _, beta = text.partition(":")
     return name, [float(beta)] if beta else []
 
@@ -99,7 +101,8 @@ def frontier(args: argparse.Namespace) -> None:
     plans = [(point, _settings(args, *point, baselines=i == 0)) for i, point in enumerate(points)]
     done = []
     for i, ((predictor, beta, seed), settings) in enumerate(plans):
-        done.append(_evaluated(settings, f"{i + 1}/{len(plans)} {predictor}, beta {beta:g}, seed {seed}")[0])
+        note = f"{i + 1}/{len(plans)} {predictor} {dial_of(predictor, beta)}, seed {seed}"
+        done.append(_evaluated(settings, note)[0])
     found = gather(plans[0][1].rewards, done)
     r = plans[0][1].rewards
     judge = next(m.name for ms in (r.judges, r.held_out, r.train) for m in ms)
@@ -110,7 +113,7 @@ def frontier(args: argparse.Namespace) -> None:
     text += _section("Each training seed", seed_rows(found))
     for reward in found.roles:
         best = best_at(found, reward, KEPT)
-        what = f"{best[0]}, beta {best[1]:g}" if best else "none"
+        what = f"{best[0]} {dial_of(*best)}" if best else "none"
         text.append(f"Most {reward} at {KEPT:g} of the diversity or more: {what}.")
     folder = _write(args, "frontier.md", "\n".join(text))
     for reward in found.roles:
@@ -123,11 +126,13 @@ def _settings(args: argparse.Namespace, predictor: str, beta: float, seed: int, 
         *OWN.get(predictor, []),
         *_meant_for(args.sets, predictor),
         f"train.predictor={predictor}",
-        f"train.beta={beta}",
+        f"train.candidates={beta:.0f}" if predictor == "selected" else f"train.beta={beta}",
         f"train.seed={seed}",
     ]
     sets += [f"evaluate.best_of={args.best_of if baselines else []}"]
     sets += [f"evaluate.optimise={args.optimise if baselines else []}"]
+    if predictor == "selected":
+        sets += [f"evaluate.candidates={args.candidates}"]
     settings = load_settings(args.preset, overrides=sets, root=args.root)
     if predictor != "pahi":
         steps = "train.hpi_steps" if predictor == "hpi" else "train.steps"
@@ -149,7 +154,8 @@ def _evaluated(settings: Settings, note: str) -> tuple[Evaluation, list[str]]:
     print(f"{note}: {'found' if result['skipped'] else f'{time.time() - started:.0f} s'}", file=sys.stderr, flush=True)
     output = Output(Store(settings.root), settings.name, "evaluate", result["fingerprint"])
     t, summary = settings.train, result["summary"]
-    found = Evaluation(t.predictor, t.beta, t.seed, summary["units"], output.read("scores"), output.read("evaluated"))
+    dial = float(t.candidates) if t.predictor == "selected" else t.beta
+    found = Evaluation(t.predictor, dial, t.seed, summary["units"], output.read("scores"), output.read("evaluated"))
     return found, summary["flags"]
 
 

@@ -33,6 +33,7 @@ QUICK = [
     "cache.max_train_prompts=24",
     "cache.max_validation_prompts=8",
     "cache.seeds=2",
+    "train.predictor=pahi",
     "train.hpi_steps=2",
     "train.steps=2",
     "train.batch_size=8",

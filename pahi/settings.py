@@ -338,7 +338,7 @@ class Train(Tree):
     steps: int = Field(
         500,
         ge=0,
-        description="Steps of any other predictor; 0 stops at HPI. `selected` draws pictures for as many steps first.",
+        description="Steps of any other predictor; 0 stops at HPI.",
     )
     batch_size: int = Field(32, ge=1, description="Prompts a step, over all devices and parts.")
     accumulate: int = Field(
@@ -362,6 +362,8 @@ class Train(Tree):
         0.4, ge=0, description="Weight of the KL from N(0, I), a dimension; `selected` has train.candidates instead."
     )
     candidates: int = Field(16, ge=2, description="Noises of which `selected` chooses one.")
+    pictures: int = Field(20_000, ge=1, description="Pictures of standard noise whose scores `selected` learns from.")
+    value_lr: float = Field(0.02, gt=0, description="The learning rate of `selected`, in place of train.lr.")
     ema: float = Field(0.98, ge=0, lt=1, description="Decay of the weights' moving average.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     reward_cap: float | None = Field(None, gt=0, description="ReFL's guard: uplift above this earns nothing.")
@@ -414,7 +416,8 @@ class Train(Tree):
         """What changes the output, as JSON."""
         found = super().fingerprinted()
         if self.predictor != "selected":
-            del found["candidates"]
+            for name in ("candidates", "pictures", "value_lr"):
+                del found[name]
         return found
 
 
@@ -428,6 +431,9 @@ class Evaluate(Tree):
     )
     optimise: list[int] = Field(
         default_factory=list, description="Baselines: this many steps of gradient on each noise itself (ReNO)."
+    )
+    candidates: list[Annotated[int, Field(ge=2)]] = Field(
+        default_factory=list, description="More arms of `selected`: choosing among so many noises."
     )
     bootstrap: int = Field(2000, ge=100, description="Resamples of the confidence intervals.")
     shard_rows: int = Field(64, ge=1, description="Prompts a shard.")
@@ -463,6 +469,13 @@ class Evaluate(Tree):
         if "geneval" in self.export and not self.geneval_metadata:
             raise ValueError("export to geneval needs evaluate.geneval_metadata, GenEval's evaluation_metadata.jsonl")
         return self
+
+    def fingerprinted(self) -> dict[str, Any]:
+        """What changes the output, as JSON; without more arms of `selected`, it says nothing of them."""
+        found = super().fingerprinted()
+        if not self.candidates:
+            del found["candidates"]
+        return found
 
 
 class Generate(Tree):

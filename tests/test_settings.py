@@ -204,16 +204,17 @@ def test_every_setting_but_the_runtime_ones_changes_the_fingerprint(
     other = changed(BASE.model_dump(), path, field)
     assert other != BASE
     before, after = (fingerprint("train", 1, s.fingerprinted(), {}) for s in (BASE, other))
-    # What one predictor alone reads leaves the others as they are.
-    assert (before == after) == (runtime or path == ("train", "candidates"))
+    assert (before == after) == runtime
 
 
-def test_the_candidates_of_a_choice_change_its_fingerprint_and_no_others() -> None:
+@pytest.mark.parametrize("name", ["candidates", "pictures", "value_lr"])
+def test_what_a_choice_alone_reads_changes_its_fingerprint_and_no_others(name: str) -> None:
     def found(*sets: str) -> str:
         return canonical_json(load_settings(overrides=list(sets)).train.fingerprinted())
 
-    assert found("train.predictor=selected") != found("train.predictor=selected", "train.candidates=4")
-    assert found("train.predictor=pahi") == found("train.predictor=pahi", "train.candidates=4")
+    other = f"train.{name}=3"
+    assert found("train.predictor=selected") != found("train.predictor=selected", other)
+    assert found("train.predictor=pahi") == found("train.predictor=pahi", other)
 
 
 CALLS = ("timeout", "retries", "batch_size")  # how a callable is called

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pahi.errors import PahiError
 from pahi.evaluation.statistics import Interval, bootstrap
-from pahi.evaluation.summary import BEST_OF, OPTIMISED, SHUFFLED, calls
+from pahi.evaluation.summary import BEST_OF, CHOSEN, OPTIMISED, SHUFFLED, calls
 from pahi.settings import Rewards
 from pahi.tables import Row, number
 
@@ -27,7 +27,7 @@ class Arm:
     """One arm of one evaluation: a value a prompt, in the order of `Points.prompts`."""
 
     label: str  # what was learned, or best of N
-    beta: float | None
+    beta: float | None  # of `selected`, the noises it chooses among
     seed: int | None  # of training
     calls: int
     scores: dict[str, np.ndarray]  # by reward: (prompts,), means over seeds of the noise, raw
@@ -135,11 +135,12 @@ def _arms(e: Evaluation, prompts: list[str], rewards: list[str]) -> list[Arm]:
     arms = []
     for label in dict.fromkeys(row["arm"] for row in rows):
         learned = label != "standard" and not label.startswith((BEST_OF, OPTIMISED))
+        among = label.removeprefix(CHOSEN) if label.startswith(CHOSEN) else ""
         kl = column(label, "kl")
         arms.append(
             Arm(
-                label=label,
-                beta=e.beta if learned else None,
+                label="selected" if among else label,
+                beta=float(among) if among else e.beta if learned else None,
                 seed=e.seed if learned else None,
                 calls=calls(label),
                 scores={name: total[label, name] / count[label, name] for name in rewards},
@@ -180,7 +181,7 @@ def shuffled_rows(f: Frontier) -> list[Row]:
         beside = every.get((name + SHUFFLED, beta))
         if beside is None:
             continue
-        row: Row = {"predictor": name_of(name), "beta": beta_of(beta)}
+        row: Row = {"predictor": name_of(name), "beta": dial_of(name, beta)}
         for reward, role in f.roles.items():
             row[f"{reward}, shuffled"] = figure(f.uplift(beside, reward), role)
             row[f"{reward}, difference"] = figure(f.uplift(group, reward, beside), role)
@@ -197,7 +198,7 @@ def versus_rows(f: Frontier) -> list[Row]:
         hpi = every.get(("hpi", beta), [])
         paired = name != "hpi" and {arm.seed for arm in group} <= {arm.seed for arm in hpi}
         for others in ([hpi] if paired else []) + baselines:
-            row: Row = {"predictor": name_of(name), "beta": beta_of(beta), "minus": name_of(others[0].label)}
+            row: Row = {"predictor": name_of(name), "beta": dial_of(name, beta), "minus": name_of(others[0].label)}
             row |= {reward: figure(f.uplift(group, reward, others), role) for reward, role in f.roles.items()}
             rows.append(row)
     return rows
@@ -215,7 +216,7 @@ def best_at(f: Frontier, reward: str, diversity: float) -> tuple[str, float | No
 
 
 def _row(f: Frontier, name: str, beta: float | None, group: list[Arm]) -> Row:
-    row: Row = {"predictor": name_of(name), "beta": beta_of(beta), "calls": group[0].calls}
+    row: Row = {"predictor": name_of(name), "beta": dial_of(name, beta), "calls": group[0].calls}
     for reward, role in f.roles.items():
         row[reward] = figure(f.uplift(group, reward), role)
         if role == "judge":
@@ -250,5 +251,8 @@ def name_of(label: str) -> str:
     return label.replace("_", " ")
 
 
-def beta_of(beta: float | None) -> str:
-    return "-" if beta is None else f"{beta:g}"
+def dial_of(name: str, beta: float | None) -> str:
+    """What weighs diversity against uplift: beta, or how many noises `selected` chooses among."""
+    if beta is None:
+        return "-"
+    return f"of {beta:g}" if name.removesuffix(SHUFFLED) == "selected" else f"{beta:g}"

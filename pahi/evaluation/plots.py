@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import escape
 
-from pahi.evaluation.frontier import Arm, Frontier, beta_of, name_of, shown
+from pahi.evaluation.frontier import Arm, Frontier, dial_of, name_of, shown
 from pahi.reports.charts import axis
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860.0, 470.0, 64.0, 250.0, 30.0, 54.0
@@ -43,7 +43,7 @@ def frontier_svg(f: Frontier, reward: str) -> str:
         x, y, low, high = f.share(group, "diversity")["value"], *_uplift(f, group, reward)
         if math.isfinite(x) and math.isfinite(y):
             line = lines.setdefault(name, Line(name_of(name), colours[name], []))
-            line.points.append(Point(x, y, low, high, "" if beta is None else beta_of(beta)))
+            line.points.append(Point(x, y, low, high, "" if beta is None else dial_of(name, beta)))
     title = f"Uplift in {reward} ({_unit(f, reward)}) against diversity; the numbers are beta"
     xs = [1.0, *(p.x for line in lines.values() for p in line.points)]
     low, high, ticks = axis(min(xs), max(xs), 7)
@@ -68,7 +68,8 @@ def compute_svg(f: Frontier, reward: str, kept: float) -> str:
             line.points.append(Point(math.log2(group[0].calls), y, low, high, str(group[0].calls)))
         elif name not in lines or lines[name].points[0].y < y:
             share = f.share(group, "diversity")["value"]
-            said = f"{name_of(name)}, beta {beta_of(beta)}" + ("" if share >= kept else f", diversity {share:.2f}")
+            said = name_of(name) + ("" if name == "selected" else ", beta") + f" {dial_of(name, beta)}"
+            said += "" if share >= kept else f", diversity {share:.2f}"
             # Beside each other, since all are at one call.
             place = lines[name].points[0].x if name in lines else 0.06 * sum(c in COLOURS for c in _used(lines))
             lines[name] = Line(said, colours[name], [Point(place, y, low, high, "")])

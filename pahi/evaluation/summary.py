@@ -13,6 +13,7 @@ from pahi.settings import Settings
 
 SHUFFLED = "_shuffled"  # ends the name of the arm where a prompt-adaptive predictor reads another prompt
 BEST_OF, OPTIMISED = "best_of_", "optimised_"  # and the number of calls
+CHOSEN = "selected_of_"  # and the number of noises that `selected` chooses among
 HACKING = "reward hacking"  # begins the warning that weighs most
 
 
@@ -32,6 +33,8 @@ def arm_labels(settings: Settings) -> dict[str, str]:
         labels[name] = learned[name].arm
         if learned[name].adaptive:
             labels[name + SHUFFLED] = f"{learned[name].name}, prompts shuffled"
+    if settings.train.predictor == "selected":
+        labels |= {f"{CHOSEN}{n}": f"The best of {n} noises, foreseen" for n in settings.evaluate.candidates}
     labels |= {f"{BEST_OF}{n}": f"Best of {n} by the training reward" for n in settings.evaluate.best_of}
     return labels | {f"{OPTIMISED}{k}": f"Each noise optimised, {k} steps" for k in settings.evaluate.optimise}
 

@@ -24,7 +24,7 @@ from pahi.predictors.base import Kind, NoisePredictor, zeroed
 from pahi.predictors.frequencies import cosines, lowest
 
 CANDIDATES = 16
-READ = 16  # rows that a step of learning reads, for each prompt that a step of drawing drew
+READ = 1024  # pictures' scores that a step of learning reads
 DECAY = 0.6  # AdamW's: there are few pictures for what a prompt's words could say of them
 FADING = 0.25  # of a frequency's numbers, for each step up: the lower ones decide more
 

@@ -36,7 +36,7 @@ def short_name(arm: dict[str, Any]) -> str:
     name = str(arm.get("arm"))
     if name.endswith(summary.SHUFFLED):
         return "shuffled"
-    if name.startswith((summary.BEST_OF, summary.OPTIMISED)):
+    if name.startswith((summary.BEST_OF, summary.OPTIMISED, summary.CHOSEN)):
         return name.replace("_", " ")
     return kinds()[name].name if name in kinds() else str(arm.get("label") or name)[:16]
 

@@ -19,7 +19,7 @@ from pahi.evaluation.distance import cmmd
 from pahi.evaluation.export import Exporter, benchmarks, read_metadata
 from pahi.evaluation.optimise import optimise
 from pahi.evaluation.statistics import Interval, feature_diversity, neighbour_correlation, pixel_diversity
-from pahi.evaluation.summary import BEST_OF, OPTIMISED, SHUFFLED, arm_labels, calls, main_arm, summarise
+from pahi.evaluation.summary import BEST_OF, CHOSEN, OPTIMISED, SHUFFLED, arm_labels, calls, main_arm, summarise
 from pahi.generation.pictures import encode
 from pahi.generators import standard_noise
 from pahi.settings import RewardModel
@@ -128,6 +128,9 @@ class Arms:
         if best.kind == "pahi":
             self.predictors["hpi"] = train.load_predictor(ctx, trained, train.HPI)
         self.names = list(arm_labels(ctx.settings))
+        for arm in (name for name in self.names if name.startswith(CHOSEN)):
+            self.predictors[arm] = train.load_predictor(ctx, trained)
+            self.predictors[arm].candidates = int(arm.removeprefix(CHOSEN))  # type: ignore[assignment]
         self.train = [model for model in ctx.settings.rewards.train if model.weight]
         texts = [row["text"] for row in chosen]
         batch = ctx.settings.evaluate.batch_size

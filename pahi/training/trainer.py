@@ -98,7 +98,8 @@ def train(
     state |= {"metrics": [], "best_trained": 0.0, "hacked": 0, "stopped": False, "figures": {}, "drawn": 0}
     best = {name: p.clone() for name, p in average.items()}
     hpi = {name: p.clone() for name, p in average.items()}
-    memory = None if chooser is None else Memory(settings.steps * count, chooser.numbers)
+    to_draw = 0 if chooser is None else -(-settings.pictures // count)
+    memory = None if chooser is None else Memory(to_draw * count, chooser.numbers)
     saved = load()
     got = {} if saved is None else torch.load(io.BytesIO(saved), weights_only=True, map_location=generator.device)
     if got.get("format") == STATE_FORMAT:
@@ -111,7 +112,6 @@ def train(
 
     baseline = {reward.name: data.baseline[reward.name].mean(1).to(generator.device) for reward, _, _ in rewards}
     all_pooled = data.conditioning.pooled
-    to_draw = settings.steps if chooser is not None else 0
     total = to_draw + sum(steps for _, steps in phases)
 
     # Prompts and noise of a step depend on its number alone, so that a resumed run sees the same, and so do several
@@ -157,7 +157,7 @@ def train(
     readable = usable if memory is None else memory.usable()
     if not len(readable):
         raise PahiError("no picture has a finite reward, so nothing can be learned; raise the precision")
-    rows_a_step = count if memory is None else READ * count
+    rows_a_step = count if memory is None else READ
 
     for number, (phase, steps) in enumerate(phases):
         if number < state["phase"]:
@@ -165,7 +165,7 @@ def train(
         predictor.kind = phase
         done_before = sum(steps for _, steps in phases[:number])
         # Numbers that are the noise's own mean and scale bear a larger rate than weights of which hundreds add up.
-        rate = settings.hpi_lr if phase in ("hpi", "scale") else settings.lr
+        rate = {"hpi": settings.hpi_lr, "scale": settings.hpi_lr, "selected": settings.value_lr}.get(phase, settings.lr)
         final = number == len(phases) - 1
         while state["step"] < steps:
             step = state["step"]

@@ -93,6 +93,17 @@ def test_training_seeds_are_pooled_and_shown(f: Frontier) -> None:
     ]  # fmt: skip
 
 
+def test_a_choice_among_more_or_fewer_is_the_same_predictor() -> None:
+    gains = {"selected": 1.0, "selected_shuffled": 0.25, "selected_of_4": 0.5, "selected_of_64": 1.5}
+    found = gather(REWARDS, [made_up("selected", 16.0, seed, gains, {"selected_of_4": 0.9}) for seed in (0, 1)])
+    rows = {(row["predictor"], row["beta"]): row["pick_alpha"][:5] for row in pooled_rows(found)}
+    assert rows == {
+        ("selected", "of 4"): "+0.50", ("selected", "of 16"): "+1.00", ("selected", "of 64"): "+1.50"
+    }  # fmt: skip
+    assert [(row["predictor"], row["beta"]) for row in shuffled_rows(found)] == [("selected", "of 16")]
+    assert frontier_svg(found, "oracle").count("<polyline") == 1, "one line over all of them"
+
+
 def test_an_hpi_of_its_own_stands_for_pahis(f: Frontier) -> None:
     """At beta 1 and seed 0 there are both; elsewhere PAHI's is all there is."""
     hpi = {(arm.beta, arm.seed): f.uplift([arm], "pick_alpha")["value"] for arm in f.arms if arm.label == "hpi"}
@@ -141,9 +152,11 @@ SMALL = [
     "cache.max_train_prompts=4",
     "cache.max_validation_prompts=2",
     "cache.seeds=2",
+    "train.predictor=pahi",
     "train.hpi_steps=1",
     "train.steps=1",
     "train.batch_size=2",
+    "train.pictures=4",
     "evaluate.prompts=4",
     "evaluate.seeds=2",
     "evaluate.bootstrap=100",
@@ -154,19 +167,20 @@ SMALL = [
 def test_the_command_trains_measures_and_finds_it_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sets = [word for item in SMALL for word in ("--set", item)]
     words = ["--root", str(tmp_path / "store"), "--out", str(tmp_path / "out"), *sets]
-    whole = [*words, "--predictors", "scale,pahi:2", "--betas", "1", "--seeds", "0", "--best-of", "2"]
+    whole = [*words, "--predictors", "scale,pahi:2,selected:3", "--betas", "1", "--seeds", "0", "--best-of", "2"]
+    whole += ["--candidates", "2,5"]
     assert command.main(whole) == 0
     first = capsys.readouterr()
     text = (tmp_path / "out/frontier.md").read_text()
     assert first.out == text
-    for word in ("4 test prompts", "| scale | 1 |", "| pahi | 2 |", "| best of 2 | - | 2 |", "clip_gamma, difference"):
+    for word in ("4 test prompts", "| scale | 1 |", "| pahi | 2 |", "| best of 2 | - | 2 |", "| selected | of 5 | 1 |", "clip_gamma, difference"):
         assert word in text
     assert {p.name for p in (tmp_path / "out").glob("*.svg")} == {
         *(f"frontier-{name}.svg" for name in ("pick_alpha", "image_beta", "clip_gamma", "oracle")), "compute.svg"
     }  # fmt: skip
     assert command.main(whole) == 0
     again = capsys.readouterr()
-    assert again.out == first.out and again.err.count(": found") == 2
+    assert again.out == first.out and again.err.count(": found") == 3
     assert command.main([*words, "--hacking", "--steps", "2", "--seeds", "0"]) == 0
     table = (tmp_path / "out/hacking.md").read_text()
     assert "| off | pooled | pahi | 0 |" in table and "| on | 0 | pahi | 0.5 |" in table

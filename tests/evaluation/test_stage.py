@@ -26,6 +26,7 @@ SMALL = [
     "cache.max_train_prompts=6",
     "cache.max_validation_prompts=2",
     "cache.seeds=2",
+    "train.predictor=pahi",
     "train.hpi_steps=2",
     "train.steps=2",
     "train.lr=0.5",

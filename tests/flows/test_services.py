@@ -39,6 +39,7 @@ SMALL = [
     "cache.max_train_prompts=6",
     "cache.max_validation_prompts=2",
     "cache.seeds=2",
+    "train.predictor=pahi",
     "train.hpi_steps=1",
     "train.steps=1",
     "train.batch_size=2",

@@ -32,6 +32,7 @@ SMALL = [
     "cache.max_validation_prompts=4",
     "cache.seeds=2",
     "cache.shard_rows=5",
+    "train.predictor=pahi",
     "train.hpi_steps=3",
     "train.steps=5",
     "train.batch_size=4",

@@ -41,7 +41,7 @@ def ends(folder: Path, size: int) -> list[Any]:
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"estimator": "score"}, {"predictor": "refined", "hidden": 4}, {"predictor": "selected"}],
+    [{}, {"estimator": "score"}, {"predictor": "refined", "hidden": 4}, {"predictor": "selected", "pictures": 50}],
     ids=["pathwise", "score", "refined", "selected"],
 )
 @pytest.mark.parametrize("parts", [4, 40])  # neither divides 15
@@ -57,7 +57,7 @@ def test_parts_of_a_step_are_the_step(change: dict[str, Any], parts: int) -> Non
 
 @pytest.mark.parametrize("kind", ["pahi", "selected"])
 def test_two_processes_are_one(kind: str, tmp_path: Path) -> None:
-    settings = SHORT.model_copy(update={"predictor": kind})
+    settings = SHORT.model_copy(update={"predictor": kind, "pictures": 50})
     whole = learn(settings)
     assert processes(tmp_path, settings, 2) == [0, 0]
     (weights, metrics, _), (other, others, _) = ends(tmp_path, 2)

@@ -23,6 +23,7 @@ SMALL = [
     "cache.max_train_prompts=6",
     "cache.max_validation_prompts=3",
     "cache.seeds=2",
+    "train.predictor=pahi",
     "train.hpi_steps=2",
     "train.steps=2",
     "train.batch_size=4",

@@ -97,7 +97,7 @@ def test_scores_alone_teach_where_there_is_no_gradient() -> None:
         learn(settings.model_copy(update={"predictor": "residual"}))
 
 
-SELECTED = SETTINGS.model_copy(update={"predictor": "selected", "steps": 150, "batch_size": 64})
+SELECTED = SETTINGS.model_copy(update={"predictor": "selected", "steps": 100, "pictures": 8000, "batch_size": 64})
 
 
 def test_a_choice_is_learned_from_scores_alone_for_prompts_that_were_never_seen() -> None:
@@ -114,10 +114,13 @@ def test_a_choice_is_learned_from_scores_alone_for_prompts_that_were_never_seen(
         predictor.candidates = 64  # type: ignore[assignment]
         more = predictor(data.conditioning.pooled, eps)
     # The best of 16 by the reward itself is 1.77 on average.
-    assert uplift(x) > 1.0 and uplift(x) > 3 * uplift(other).abs()
+    assert uplift(x) > 0.7 and uplift(x) > 3 * uplift(other).abs()
     assert uplift(more) > uplift(x) + 0.1
     assert trained.figures["kl"] == pytest.approx((math.log(16) - 15 / 16) / 64)
-    assert learn(SELECTED.model_copy(update={"candidates": 8, "steps": 2})).predictor.config["candidates"] == 8
+    assert (
+        learn(SELECTED.model_copy(update={"candidates": 8, "steps": 2, "pictures": 3})).predictor.config["candidates"]
+        == 8
+    )
 
 
 def test_pictures_without_a_finite_score_are_not_learned_from() -> None:
@@ -126,7 +129,7 @@ def test_pictures_without_a_finite_score_are_not_learned_from() -> None:
     with pytest.raises(PahiError, match="gave NaN or infinity"):
         learn(SELECTED, rewards=[(Broken("broken"), 1.0, 1.0)])
     with pytest.raises(PahiError, match="no picture has a finite reward"):
-        learn(SELECTED.model_copy(update={"steps": 3}), rewards=[(Broken("broken"), 1.0, 1.0)])
+        learn(SELECTED.model_copy(update={"pictures": 99}), rewards=[(Broken("broken"), 1.0, 1.0)])
 
 
 def test_a_scale_can_only_grow_or_shrink() -> None:
@@ -145,7 +148,9 @@ def test_no_steps_are_no_predictor() -> None:
     ("kind", "stop"), [("scale", 9), ("hpi", 9), ("refined", 9), ("selected", 9), ("selected", 20)]
 )
 def test_every_kind_resumes_to_the_bit(kind: str, stop: int) -> None:
-    settings = SETTINGS.model_copy(update={"predictor": kind, "hidden": 8, "steps": 12, "hpi_steps": 12})
+    settings = SETTINGS.model_copy(
+        update={"predictor": kind, "hidden": 8, "steps": 12, "hpi_steps": 12, "pictures": 190}
+    )
     whole, kept = learn(settings), []  # type: ignore[var-annotated]
 
     def interrupt(done: int, total: int, note: str) -> None:
