@@ -275,7 +275,7 @@ def predicting(batch: int) -> None:
         took = statistics.median(seconds(draw, device) for _ in range(9))
     print(f"\n| predicting noise at SD-Turbo's size, {device.type}, batch {batch} | hidden | parameters | ", end="")
     print("operations, of the generator's | ms | of the generator's time |\n|---|---|---|---|---|---|")
-    for kind, hidden in (("hpi", 150), ("pahi", 150), ("residual", 16)):
+    for kind, hidden in (("hpi", 150), ("pahi", 150), ("residual", 16), ("selected", 128)):
         predictor = NoisePredictor.create(kind, shape, width, hidden).to(device).eval()
 
         @torch.no_grad()

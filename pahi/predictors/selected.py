@@ -24,6 +24,7 @@ from pahi.predictors.base import Kind, NoisePredictor, zeroed
 from pahi.predictors.frequencies import cosines, lowest
 
 CANDIDATES = 16
+AT_ONCE = 2**24  # numbers of candidates that are looked at together
 READ = 1024  # pictures' scores that a step of learning reads
 DECAY = 0.6  # AdamW's: there are few pictures for what a prompt's words could say of them
 FADING = 0.25  # of a frequency's numbers, for each step up: the lower ones decide more
@@ -51,6 +52,7 @@ class SelectedPredictor(NoisePredictor):
         for name, tensor in (("rows", rows), ("columns", columns), ("fading", fading)):
             self.register_buffer(name, tensor, persistent=False)
         self.numbers = channels * fading.numel()
+        self.kept: Tensor | None = None  # the signs, once they are asked for
         words = max(4, self.hidden // 4)
         self.words = nn.Sequential(nn.LayerNorm(self.pooled_width), nn.Linear(self.pooled_width, words), nn.GELU())
         self.read, self.think = nn.Linear(self.numbers, self.hidden), nn.Linear(self.hidden, self.hidden)
@@ -72,10 +74,13 @@ class SelectedPredictor(NoisePredictor):
 
     def draw(self, pooled: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         """The candidate foreseen to be best, and the KL; untrained, all are as good, and the first one is eps."""
-        signs = self.signs()
-        values = torch.stack([self.value(pooled, self.coordinates(eps * s)) for s in signs], 1)  # (batch, candidates)
-        chosen = values.argmax(1)  # the first of several
-        chooses = values.amax(1) > values.amin(1)
+        signs, values = self.signs(), []
+        for some in signs.split(max(1, AT_ONCE // eps.numel())):
+            z = self.coordinates((some[:, None] * eps).flatten(0, 1))
+            values.append(self.value(pooled.repeat(len(some), 1), z).view(len(some), -1))
+        every = torch.cat(values)  # (candidates, batch)
+        chosen = every.argmax(0)  # the first of several
+        chooses = every.amax(0) > every.amin(0)
         return eps * signs[chosen], chooses * self.divergence
 
     @property
@@ -85,8 +90,14 @@ class SelectedPredictor(NoisePredictor):
         return (math.log(n) - (n - 1) / n) / int(torch.Size(self.latent_shape).numel())
 
     def signs(self) -> Tensor:
-        """(candidates, *latent_shape) of 1 and -1, ones first; the same in every process, and more are the same on."""
-        draw = torch.Generator().manual_seed(0)
-        each = [torch.randint(2, self.latent_shape, generator=draw) for _ in range(1, self.candidates)]
-        signs = torch.stack([torch.ones(self.latent_shape), *(2.0 * s - 1 for s in each)])
-        return signs.to(self.fading.device)  # type: ignore[union-attr, arg-type]
+        """(candidates, *latent_shape) of 1 and -1, int8, ones first.
+
+        The same in every process, and the same ones begin a longer list.
+        """
+        device = self.fading.device
+        if self.kept is None or len(self.kept) != self.candidates or self.kept.device != device:
+            draw = torch.Generator().manual_seed(0)
+            ones = torch.ones(self.latent_shape, dtype=torch.int8)
+            each = [torch.randint(2, self.latent_shape, generator=draw) for _ in range(1, self.candidates)]
+            self.kept = torch.stack([ones, *((2 * s - 1).to(torch.int8) for s in each)]).to(device)  # type: ignore[arg-type]
+        return self.kept

@@ -173,7 +173,14 @@ def test_the_command_trains_measures_and_finds_it_again(tmp_path: Path, capsys: 
     first = capsys.readouterr()
     text = (tmp_path / "out/frontier.md").read_text()
     assert first.out == text
-    for word in ("4 test prompts", "| scale | 1 |", "| pahi | 2 |", "| best of 2 | - | 2 |", "| selected | of 5 | 1 |", "clip_gamma, difference"):
+    words_of_it = (
+        "4 test prompts",
+        "| scale | 1 |",
+        "| pahi | 2 |",
+        "| best of 2 | - | 2 |",
+        "| selected | of 5 | 1 |",
+    )
+    for word in (*words_of_it, "clip_gamma, difference"):
         assert word in text
     assert {p.name for p in (tmp_path / "out").glob("*.svg")} == {
         *(f"frontier-{name}.svg" for name in ("pick_alpha", "image_beta", "clip_gamma", "oracle")), "compute.svg"

@@ -245,13 +245,15 @@ def test_repelled_pays_the_kl_of_a_linear_map(mu: float, s: float) -> None:
     assert p.draw(torch.zeros(400, WIDTH), eps)[1].min() > 5, "one picture from all noise is far from the prior"
 
 
-def test_selected_noise_is_the_best_candidate_by_its_value() -> None:
+def test_selected_noise_is_the_best_candidate_by_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
     p, eps, pooled = shaken("selected"), torch.randn(50, 4, 16, 16), torch.randn(50, WIDTH)
     with torch.no_grad():
         x, divergence = p.draw(pooled, eps)
         candidates = [eps * s for s in p.signs()]  # type: ignore[operator]
         values = torch.stack([p.value(pooled, p.coordinates(c)) for c in candidates])  # type: ignore[operator]
-        assert torch.equal(p.value(pooled, p.coordinates(x)), values.amax(0))  # type: ignore[operator]
+        assert torch.allclose(p.value(pooled, p.coordinates(x)), values.amax(0), atol=1e-5)  # type: ignore[operator]
+        monkeypatch.setattr("pahi.predictors.selected.AT_ONCE", 3 * eps.numel())  # three candidates, then three more
+        assert torch.equal(p.draw(pooled, eps)[0], x)
     assert torch.equal(x.abs(), eps.abs()), "it is noise as it was drawn"
     assert len({int(v.argmax()) for v in values.T}) > 8, "the noise decides, and no sign is preferred"
     assert torch.allclose(divergence * 1024, torch.tensor(math.log(16) - 15 / 16))
@@ -259,7 +261,7 @@ def test_selected_noise_is_the_best_candidate_by_its_value() -> None:
 
 def test_its_candidates_are_standard_noise_that_has_nothing_in_common() -> None:
     p = predictor("selected")
-    signs = p.signs().flatten(1)  # type: ignore[operator]
+    signs = p.signs().flatten(1).float()  # type: ignore[operator]
     assert torch.equal(signs[0], torch.ones(1024)) and torch.equal(signs.abs(), torch.ones(16, 1024))
     apart = signs @ signs.T / 1024 - torch.eye(16)  # correlation of any two candidates' numbers
     assert apart.abs().max() < 4.5 / 32
