@@ -1,6 +1,7 @@
 """The evaluation stage on the tiny world: what every arm is measured by, and other evaluators' folders and results."""
 
 import json
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,22 @@ def test_every_arm_has_its_diversity_and_its_distance(done) -> None:
         rows = [np.flatnonzero((table.arm == name) & (table.prompt_id == p)) for p in table.prompt_id.unique()]
         by_arm[name] = np.mean([np.linalg.norm(values[i] - values[j]) for i, j in rows])
     assert arm(result, "pahi")["feature_diversity"] == pytest.approx(by_arm["pahi"] / by_arm["standard"], rel=1e-4)
+
+
+def test_a_choice_among_other_numbers_of_noises_is_an_arm_of_one_evaluation(tmp_path: Path) -> None:
+    own = ["train.predictor=selected", "train.pictures=40", "train.steps=20", "evaluate.candidates=[2,64]"]
+    s = settings(tmp_path, *own, "evaluate.best_of=[]")
+    result = run_stage("evaluate", s, with_upstream=True)
+    names = [a["arm"] for a in result["summary"]["arms"]]
+    assert names == ["standard", "selected", "selected_shuffled", "selected_of_2", "selected_of_64"]
+    size = int(np.prod(Context(s).generator.latent_shape))
+    for name, n in (("selected", 16), ("selected_shuffled", 16), ("selected_of_2", 2), ("selected_of_64", 64)):
+        assert arm(result, name)["kl"] * size == pytest.approx(math.log(n) - (n - 1) / n, rel=1e-4)
+        assert arm(result, name)["calls"] == 1
+    again = s.model_copy(update={"evaluate": s.evaluate.model_copy(update={"candidates": [4]})})
+    more = run_stage("evaluate", again, with_upstream=True)
+    assert not more["skipped"] and arm(more, "selected") == arm(result, "selected"), "nothing is trained again"
+    assert len([o for o in outputs(Store(s.root), s.name) if o.stage == "train"]) == 1
 
 
 def test_features_are_those_of_the_pictures_that_were_exported(done) -> None:
