@@ -34,7 +34,8 @@ def arm_labels(settings: Settings) -> dict[str, str]:
         if learned[name].adaptive:
             labels[name + SHUFFLED] = f"{learned[name].name}, prompts shuffled"
     if settings.train.predictor == "selected":
-        labels |= {f"{CHOSEN}{n}": f"The best of {n} noises, foreseen" for n in settings.evaluate.candidates}
+        among = {"selected": settings.train.candidates} | {f"{CHOSEN}{n}": n for n in settings.evaluate.candidates}
+        labels |= {name: f"The best of {n} noises, foreseen" for name, n in among.items()}
     labels |= {f"{BEST_OF}{n}": f"Best of {n} by the training reward" for n in settings.evaluate.best_of}
     return labels | {f"{OPTIMISED}{k}": f"Each noise optimised, {k} steps" for k in settings.evaluate.optimise}
 
