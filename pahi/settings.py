@@ -335,11 +335,7 @@ class Train(Tree):
         "always learns from scores.",
     )
     hpi_steps: int = Field(100, ge=1, description="Steps of the global Gaussian, before the prompt-adaptive part.")
-    steps: int = Field(
-        500,
-        ge=0,
-        description="Steps of any other predictor; 0 stops at HPI.",
-    )
+    steps: int = Field(500, ge=0, description="Steps of any other predictor; 0 stops at HPI.")
     batch_size: int = Field(32, ge=1, description="Prompts a step, over all devices and parts.")
     accumulate: int = Field(
         1,
@@ -413,7 +409,7 @@ class Train(Tree):
         return phases
 
     def fingerprinted(self) -> dict[str, Any]:
-        """What changes the output, as JSON."""
+        """What changes the output, as JSON; what `selected` alone reads is no part of the others'."""
         found = super().fingerprinted()
         if self.predictor != "selected":
             for name in ("candidates", "pictures", "value_lr"):

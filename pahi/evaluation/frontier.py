@@ -24,7 +24,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of one evaluation: a value a prompt, in the order of `Points.prompts`."""
+    """One arm of one evaluation: a value a prompt, in the order of `Frontier.prompts`."""
 
     label: str  # what was learned, or best of N
     beta: float | None  # of `selected`, the noises it chooses among

@@ -273,7 +273,7 @@ def train(
             if last:
                 break
 
-    if state["skipped"] == total - to_draw:
+    if chooser is None and state["skipped"] == total:
         raise PahiError("every step gave NaN or infinity, so nothing was learned; raise the precision")
     best_one = _with(predictor, best, phases[-1][0])
     start = _with(predictor, hpi, "hpi") if phases[0][0] == "hpi" else None
