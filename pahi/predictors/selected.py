@@ -4,8 +4,8 @@
 
 s_j are fixed signs, one for every number of the latent (s_0 are ones), so each s_j eps is standard normal, and any two
 have all but nothing in common. Best of N draws N pictures to keep one. V reads the noise instead, before anything is
-drawn: a few numbers, the low frequencies, where one-step generators decide layout and colour. What is chosen is noise as
-it was drawn: no mean, no scale, the length of eps. Its KL from the prior is that of best of N, for independent candidates
+drawn: a few numbers, the low frequencies, where one-step generators decide layout and colour. What is chosen is noise
+as it was drawn: no mean, no scale, the length of eps. Its KL from the prior is best of N's, for independent candidates
 
     KL(q || N(0, I)) = log N - (N - 1) / N
 
