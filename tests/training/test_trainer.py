@@ -251,7 +251,7 @@ def test_what_cannot_be_learned_is_one_line() -> None:
 
 
 def test_more_devices_than_prompts_a_step_is_one_line() -> None:
-    for sets in (["train.batch_size=2"], ["train.batch_size=5", "train.estimator=score"]):
+    for sets in (["train.batch_size=2"], ["train.batch_size=5", "train.estimator=score", "train.predictor=pahi"]):
         with pytest.raises(UserError, match=r"train: devices is 3, and batch_size .* gives 2 to share"):
             load_settings(overrides=["train.devices=3", *sets])
 
