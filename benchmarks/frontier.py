@@ -36,7 +36,7 @@ from pahi.stages import run_stage
 from pahi.tables import Row, markdown
 
 # The residuals are networks over the whole latent, of this width.
-OWN = {kind: ["train.hidden=16", "train.lr=0.002"] for kind in ("residual", "refined", "repelled")}
+OWN = {kind: ["train.hidden=16", "train.lr=0.002"] for kind in ("residual", "refined")}
 KEPT = 0.9  # of the standard arm's diversity, where the best predictor is named
 
 

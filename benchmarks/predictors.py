@@ -15,7 +15,7 @@ LATENTS = {  # pooled width and latent shape
     "Hyper-SDXL, 1024": (1280, (4, 128, 128)),
     "FLUX.1-schnell, 1024": (768, (16, 128, 128)),
 }
-NETWORKS = ("residual", "refined", "repelled")
+NETWORKS = ("residual", "refined")
 
 
 def main() -> None:

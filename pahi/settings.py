@@ -326,7 +326,6 @@ class Train(Tree):
         "spline",
         "residual",
         "refined",
-        "repelled",
         "selected",
     ] = Field("pahi", description="What is learned.")
     estimator: Literal["pathwise", "score"] = Field(

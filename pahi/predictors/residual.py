@@ -5,11 +5,6 @@ all noise alike; f sees what it is given: it can lead bad noise to the nearest g
 
     residual   as published
     refined    x_T is brought back to the length of eps, so that it keeps to the shell where Gaussian noise lies
-    repelled   another divergence, which two noises of one prompt that are led to the same place pay for:
-               ( ||x_T||^2 - ||eps||^2 ) / 2 - d log( ||x_T - x_T'|| / ||eps - eps'|| )
-
-Where x_T = mu + s eps, the last is in expectation KL(q || N(0, I)): its logarithm stands for log |det dx_T/deps|, which
-||f||^2 / 2 leaves out, and without which nothing speaks against drawing one picture from all noise.
 """
 
 from itertools import pairwise
@@ -38,12 +33,6 @@ class ResidualPredictor(NoisePredictor):
             "Refined",
             "Refined noise (residual of the prompt and the noise, at its length)",
             "A learned change of the starting noise at its own length, that reads the prompt and the noise itself.",
-        ),
-        "repelled": Kind(
-            "Repelled",
-            "Residual of the prompt and the noise, that keeps noises apart",
-            "A learned change of the starting noise, that reads the prompt and the noise itself and keeps a prompt's "
-            "noises apart.",
         ),
     }
 
@@ -83,12 +72,6 @@ class ResidualPredictor(NoisePredictor):
         """x_T = eps + f(eps, c), at the length of eps where it is `refined`, and the divergence."""
         f = self.residual(pooled, eps)
         x = eps + f
-        if self.kind == "repelled":
-            # eps' is eps turned over, so that a row's divergence depends on that row alone.
-            other = eps.flip(1, 2, 3)
-            apart = x - other - self.residual(pooled, other)
-            spread = _length(apart).clamp(min=1e-6).log() - _length(eps - other).clamp(min=1e-6).log()
-            return x, (x.square() - eps.square()).flatten(1).mean(1) / 2 - spread
         if self.kind == "refined":
             x = x * (_length(eps) / _length(x).clamp(min=1e-6)).view(-1, 1, 1, 1)
         return x, f.square().flatten(1).mean(1) / 2

@@ -17,7 +17,7 @@ from pahi.settings import Train, load_settings
         ("pahi", ["hpi", "pahi", "pahi_shuffled"]),
         ("residual", ["residual", "residual_shuffled"]),
         ("refined", ["refined", "refined_shuffled"]),
-        ("repelled", ["repelled", "repelled_shuffled"]),
+        ("selected", ["selected", "selected_shuffled"]),
         ("mixture", ["mixture", "mixture_shuffled"]),
         ("preserving", ["preserving", "preserving_shuffled"]),
         ("conv", ["conv", "conv_shuffled"]),
