@@ -154,7 +154,7 @@ def _evaluated(settings: Settings, note: str) -> tuple[Evaluation, list[str]]:
     print(f"{note}: {'found' if result['skipped'] else f'{time.time() - started:.0f} s'}", file=sys.stderr, flush=True)
     output = Output(Store(settings.root), settings.name, "evaluate", result["fingerprint"])
     t, summary = settings.train, result["summary"]
-    dial = float(t.candidates) if t.predictor == "selected" else t.beta
+    dial = float(t.candidates) if t.chooses else t.beta
     found = Evaluation(t.predictor, dial, t.seed, summary["units"], output.read("scores"), output.read("evaluated"))
     return found, summary["flags"]
 

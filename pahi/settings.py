@@ -381,14 +381,19 @@ class Train(Tree):
     seed: int = Field(0, ge=0, description="Seed of initialisation and sampling.")
 
     @property
+    def chooses(self) -> bool:
+        """Whether the predictor picks noise as it is, and learns from scores whatever the estimator."""
+        return self.predictor == "selected"
+
+    @property
     def gradients(self) -> bool:
         """Whether they go through generator and rewards."""
-        return self.estimator == "pathwise" and self.predictor != "selected"
+        return self.estimator == "pathwise" and not self.chooses
 
     @property
     def prompts_a_step(self) -> int:
         """By the score function, a prompt is drawn twice, from eps and from -eps."""
-        twice = self.estimator == "score" and self.predictor != "selected"
+        twice = self.estimator == "score" and not self.chooses
         return max(1, self.batch_size // 2) if twice else self.batch_size
 
     @model_validator(mode="after")
@@ -410,7 +415,7 @@ class Train(Tree):
     def fingerprinted(self) -> dict[str, Any]:
         """What changes the output, as JSON; what `selected` alone reads is no part of the others'."""
         found = super().fingerprinted()
-        if self.predictor != "selected":
+        if not self.chooses:
             for name in ("candidates", "pictures", "value_lr"):
                 del found[name]
         return found

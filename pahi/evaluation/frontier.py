@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from pahi.errors import PahiError
 from pahi.evaluation.statistics import Interval, bootstrap
-from pahi.evaluation.summary import BEST_OF, CHOSEN, OPTIMISED, SHUFFLED, calls
+from pahi.evaluation.summary import BEST_OF, OPTIMISED, SHUFFLED, among, calls
 from pahi.settings import Rewards
 from pahi.tables import Row, number
 
@@ -135,12 +135,12 @@ def _arms(e: Evaluation, prompts: list[str], rewards: list[str]) -> list[Arm]:
     arms = []
     for label in dict.fromkeys(row["arm"] for row in rows):
         learned = label != "standard" and not label.startswith((BEST_OF, OPTIMISED))
-        among = label.removeprefix(CHOSEN) if label.startswith(CHOSEN) else ""
+        noises = among(label)
         kl = column(label, "kl")
         arms.append(
             Arm(
-                label="selected" if among else label,
-                beta=float(among) if among else e.beta if learned else None,
+                label="selected" if noises else label,
+                beta=float(noises) if noises else e.beta if learned else None,
                 seed=e.seed if learned else None,
                 calls=calls(label),
                 scores={name: total[label, name] / count[label, name] for name in rewards},

@@ -33,9 +33,9 @@ def arm_labels(settings: Settings) -> dict[str, str]:
         labels[name] = learned[name].arm
         if learned[name].adaptive:
             labels[name + SHUFFLED] = f"{learned[name].name}, prompts shuffled"
-    if settings.train.predictor == "selected":
-        among = {"selected": settings.train.candidates} | {f"{CHOSEN}{n}": n for n in settings.evaluate.candidates}
-        labels |= {name: f"The best of {n} noises, foreseen" for name, n in among.items()}
+    if settings.train.chooses:
+        numbers = {"selected": settings.train.candidates} | {f"{CHOSEN}{n}": n for n in settings.evaluate.candidates}
+        labels |= {name: f"The best of {n} noises, foreseen" for name, n in numbers.items()}
     labels |= {f"{BEST_OF}{n}": f"Best of {n} by the training reward" for n in settings.evaluate.best_of}
     return labels | {f"{OPTIMISED}{k}": f"Each noise optimised, {k} steps" for k in settings.evaluate.optimise}
 
@@ -43,6 +43,11 @@ def arm_labels(settings: Settings) -> dict[str, str]:
 def calls(arm: str) -> int:
     """How often an arm calls the generator for a picture."""
     return next((int(arm.removeprefix(p)) for p in (BEST_OF, OPTIMISED) if arm.startswith(p)), 1)
+
+
+def among(arm: str) -> int | None:
+    """How many noises an arm of `evaluate.candidates` chooses among; None for every other arm."""
+    return int(arm.removeprefix(CHOSEN)) if arm.startswith(CHOSEN) else None
 
 
 def best_of(names: Iterable[str]) -> list[int]:

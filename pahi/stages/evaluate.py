@@ -1,5 +1,6 @@
 """The comparison on test prompts: every arm from the same eps, scored by every reward and judge."""
 
+import copy
 import json
 import math
 import time
@@ -19,7 +20,7 @@ from pahi.evaluation.distance import cmmd
 from pahi.evaluation.export import Exporter, benchmarks, read_metadata
 from pahi.evaluation.optimise import optimise
 from pahi.evaluation.statistics import Interval, feature_diversity, neighbour_correlation, pixel_diversity
-from pahi.evaluation.summary import BEST_OF, CHOSEN, OPTIMISED, SHUFFLED, arm_labels, calls, main_arm, summarise
+from pahi.evaluation.summary import BEST_OF, OPTIMISED, SHUFFLED, among, arm_labels, calls, main_arm, summarise
 from pahi.generation.pictures import encode
 from pahi.generators import standard_noise
 from pahi.settings import RewardModel
@@ -128,9 +129,9 @@ class Arms:
         if best.kind == "pahi":
             self.predictors["hpi"] = train.load_predictor(ctx, trained, train.HPI)
         self.names = list(arm_labels(ctx.settings))
-        for arm in (name for name in self.names if name.startswith(CHOSEN)):
-            self.predictors[arm] = train.load_predictor(ctx, trained)
-            self.predictors[arm].candidates = int(arm.removeprefix(CHOSEN))  # type: ignore[assignment]
+        for arm in filter(among, self.names):
+            self.predictors[arm] = copy.deepcopy(best)
+            self.predictors[arm].candidates = among(arm)  # type: ignore[assignment]
         self.train = [model for model in ctx.settings.rewards.train if model.weight]
         texts = [row["text"] for row in chosen]
         batch = ctx.settings.evaluate.batch_size

@@ -12,9 +12,9 @@ class Memory:
         self.prompt = torch.zeros(capacity, dtype=torch.int64)
         self.filled = 0
 
-    def add(self, start: int, prompt: Tensor, seen: Tensor) -> None:
-        """Rows from `start` on: prompts (n,), and (n, numbers + 1)."""
-        self.filled = start + len(prompt)
+    def add(self, prompt: Tensor, seen: Tensor) -> None:
+        """The next rows: prompts (n,), and (n, numbers + 1)."""
+        start, self.filled = self.filled, self.filled + len(prompt)
         self.prompt[start : self.filled], self.seen[start : self.filled] = prompt, seen.cpu()
 
     def usable(self) -> Tensor:
@@ -30,4 +30,4 @@ class Memory:
         return {"seen": self.seen[: self.filled].clone(), "prompt": self.prompt[: self.filled].clone()}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        self.add(0, state["prompt"], state["seen"])
+        self.add(state["prompt"], state["seen"])

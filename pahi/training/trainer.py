@@ -82,7 +82,7 @@ def train(
     phases = settings.phases
     if not phases:
         raise UserError(f"train.steps is 0, so no {settings.predictor} predictor can be learned")
-    own = {"candidates": settings.candidates} if settings.predictor == "selected" else {}
+    own = {"candidates": settings.candidates} if settings.chooses else {}
     predictor = NoisePredictor.create(phases[0][0], shape, width, settings.hidden, generator.id, generator.hash, **own)
     gaussian = predictor if isinstance(predictor, GaussianPredictor) else None
     chooser = predictor if isinstance(predictor, SelectedPredictor) else None
@@ -146,7 +146,7 @@ def train(
                 uplift = objective.weighted(scored(prompts[rows], eps), ensemble.weights)
                 seen[rows] = torch.cat([chooser.coordinates(eps), uplift[:, None].float()], 1)
         group.sum([seen])
-        memory.add(step * count, prompts, seen)
+        memory.add(prompts, seen)
         if not seen.isfinite().all():
             skip(step)
         state["drawn"] = step + 1

@@ -14,21 +14,9 @@ from torch.distributions import Normal, kl_divergence
 from pahi import NoisePredictor, models
 from pahi.errors import UserError
 from pahi.predictors.spline import BINS, EDGE, spline
+from pahi.settings import Train
 
-KINDS = [
-    "standard",
-    "scale",
-    "hpi",
-    "pahi",
-    "conv",
-    "lowrank",
-    "preserving",
-    "mixture",
-    "spline",
-    "residual",
-    "refined",
-    "selected",
-]
+KINDS = ["standard", *Train.model_fields["predictor"].annotation.__args__]  # type: ignore[union-attr]
 GAUSSIAN = ["scale", "hpi", "pahi", "conv", "lowrank", "preserving"]
 ADAPTIVE = KINDS[3:]  # those that read the prompt
 TINY, WIDTH = "pkg:pahi.tiny/weights/generator", 96  # and what its text encoder pools
