@@ -25,6 +25,7 @@ from pahi.evaluation.frontier import (
     best_at,
     dial_of,
     gather,
+    label_of,
     pooled_rows,
     seed_rows,
     shuffled_rows,
@@ -68,7 +69,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--predictors",
         type=_list(_predictor),
         default=[(name, []) for name in ("scale", "hpi", "pahi", "residual", "refined")],
-        help="spline:200 is with that beta alone, the others are with each of --betas; selected:16 chooses one of 16",
+        help="spline:200 is with that beta alone, the others are with each of --betas; selected:16 chooses one of 16; "
+        "pahi/value is learned with train.estimator=value",
     )
     parser.add_argument("--betas", type=_list(float), default=[0.3, 1.0, 3.0])
     parser.add_argument("--candidates", type=_list(int), default=[], help="more of selected's: one training for all")
@@ -81,7 +83,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _predictor(text: str) -> tuple[str, list[float]]:
-    """`pahi` or `spline:200`: its name, and a beta of its own; of `selected`, how many noises it chooses among."""
+    """`pahi`, `spline:200` or `pahi/value:30`: its name and how it is learned, and a beta of its own.
+
+    What stands for beta of `selected` is how many noises it chooses among.
+    """
     name, _, beta = text.partition(":")
     return name, [float(beta)] if beta else []
 
@@ -122,10 +127,12 @@ def frontier(args: argparse.Namespace) -> None:
 
 
 def _settings(args: argparse.Namespace, predictor: str, beta: float, seed: int, baselines: bool) -> Settings:
+    kind, _, estimator = predictor.partition("/")
     sets = [
-        *OWN.get(predictor, []),
+        *OWN.get(kind, []),
         *_meant_for(args.sets, predictor),
-        f"train.predictor={predictor}",
+        f"train.predictor={kind}",
+        *([f"train.estimator={estimator}"] if estimator else []),
         f"train.candidates={beta:.0f}" if predictor == "selected" else f"train.beta={beta}",
         f"train.seed={seed}",
     ]
@@ -134,15 +141,15 @@ def _settings(args: argparse.Namespace, predictor: str, beta: float, seed: int, 
     if predictor == "selected":
         sets += [f"evaluate.candidates={args.candidates}"]
     settings = load_settings(args.preset, overrides=sets, root=args.root)
-    if predictor != "pahi":
-        steps = "train.hpi_steps" if predictor == "hpi" else "train.steps"
+    if kind != "pahi":
+        steps = "train.hpi_steps" if kind == "hpi" else "train.steps"
         sets.append(f"{steps}={settings.train.hpi_steps + settings.train.steps}")
         settings = load_settings(args.preset, overrides=sets, root=args.root)
     return settings
 
 
 def _meant_for(sets: list[str], predictor: str) -> list[str]:
-    """`conv:train.hidden=64` is for conv alone, `train.hidden=64` for all."""
+    """`conv:train.hidden=64` is for conv alone, `pahi/value:...` for what is learned so, `train.hidden=64` for all."""
     named = [(s.partition("=")[0].rpartition(":")[0], s) for s in sets]
     return [s.removeprefix(f"{name}:") for name, s in named if name in ("", predictor)]
 
@@ -155,7 +162,7 @@ def _evaluated(settings: Settings, note: str) -> tuple[Evaluation, list[str]]:
     output = Output(Store(settings.root), settings.name, "evaluate", result["fingerprint"])
     t, summary = settings.train, result["summary"]
     dial = float(t.candidates) if t.chooses else t.beta
-    found = Evaluation(t.predictor, dial, t.seed, summary["units"], output.read("scores"), output.read("evaluated"))
+    found = Evaluation(t.predictor, t.estimator, dial, t.seed, summary["units"], output.read("scores"), output.read("evaluated"))
     return found, summary["flags"]
 
 
@@ -183,7 +190,7 @@ def hacking(args: argparse.Namespace) -> None:
             done.append(evaluation)
             flags += [f"Guards {name}, seed {seed}: {warning}." for warning in warnings]
         found = gather(base.rewards, done)
-        main = base.train.predictor
+        main = label_of(base.train.predictor, base.train.estimator)
         rows = [row | {"seed": "pooled"} for row in pooled_rows(found)] + seed_rows(found)
         tables += [{"guards": name, "seed": row.pop("seed"), **row} for row in rows if row["predictor"] == main]
         text += ["", *(flags or [f"Guards {name}: nothing flagged."])]

@@ -328,10 +328,10 @@ class Train(Tree):
         "refined",
         "selected",
     ] = Field("pahi", description="What is learned.")
-    estimator: Literal["pathwise", "score"] = Field(
+    estimator: Literal["pathwise", "value", "score"] = Field(
         "pathwise",
-        description="Gradients through generator and rewards, or from scores alone, where there are none; `selected` "
-        "always learns from scores.",
+        description="Gradients through generator and rewards; or, from scores alone, through a learned value, or by the "
+        "score function. `selected` always learns from scores.",
     )
     hpi_steps: int = Field(100, ge=1, description="Steps of the global Gaussian, before the prompt-adaptive part.")
     steps: int = Field(500, ge=0, description="Steps of any other predictor; 0 stops at HPI.")
@@ -357,8 +357,10 @@ class Train(Tree):
         0.4, ge=0, description="Weight of the KL from N(0, I), a dimension; `selected` has train.candidates instead."
     )
     candidates: int = Field(16, ge=2, description="Noises of which `selected` chooses one.")
-    pictures: int = Field(20_000, ge=1, description="Pictures of standard noise whose scores `selected` learns from.")
-    value_lr: float = Field(0.02, gt=0, description="The learning rate of `selected`, in place of train.lr.")
+    pictures: int = Field(
+        20_000, ge=1, description="Pictures of standard noise whose scores a value is learned from, `selected`'s too."
+    )
+    value_lr: float = Field(0.02, gt=0, description="The learning rate of the value, and so of `selected`.")
     ema: float = Field(0.98, ge=0, lt=1, description="Decay of the weights' moving average.")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     reward_cap: float | None = Field(None, gt=0, description="ReFL's guard: uplift above this earns nothing.")
@@ -384,6 +386,11 @@ class Train(Tree):
     def chooses(self) -> bool:
         """Whether the predictor picks noise as it is, and learns from scores whatever the estimator."""
         return self.predictor == "selected"
+
+    @property
+    def learns_value(self) -> bool:
+        """Whether what a noise's picture will score is learned, from pictures of standard noise first."""
+        return self.chooses or self.estimator == "value"
 
     @property
     def gradients(self) -> bool:
@@ -413,12 +420,10 @@ class Train(Tree):
         return phases
 
     def fingerprinted(self) -> dict[str, Any]:
-        """What changes the output, as JSON; what `selected` alone reads is no part of the others'."""
+        """What changes the output, as JSON; what others than this one read is no part of it."""
         found = super().fingerprinted()
-        if not self.chooses:
-            for name in ("candidates", "pictures", "value_lr"):
-                del found[name]
-        return found
+        unread = ([] if self.chooses else ["candidates"]) + ([] if self.learns_value else ["pictures", "value_lr"])
+        return {name: value for name, value in found.items() if name not in unread}
 
 
 class Evaluate(Tree):

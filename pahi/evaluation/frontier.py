@@ -78,6 +78,7 @@ class Evaluation:
     """One predictor's evaluation: how it was trained, and the tables."""
 
     predictor: str
+    estimator: str
     beta: float
     seed: int
     units: dict[str, float | None]
@@ -96,13 +97,14 @@ def gather(rewards: Rewards, evaluations: Sequence[Evaluation]) -> Frontier:
     units = {name: 1.0 if role == "judge" else first.units[name] or math.nan for name, role in roles.items()}
     scenes = {row["prompt_id"]: row["group"] for row in first.evaluated.select(["prompt_id", "group"]).to_pylist()}
     prompts = list(scenes)
-    with_own = {(e.predictor, e.beta, e.seed) for e in evaluations}
+    with_own = {(label_of(e.predictor, e.estimator), e.beta, e.seed) for e in evaluations}
     arms: list[Arm] = []
     standard = None
     for evaluation in evaluations:
         for arm in _arms(evaluation, prompts, list(roles)):
             # PAHI brings its HPI along, which had fewer steps than an HPI of its own.
-            second = arm.label != evaluation.predictor and (arm.label, arm.beta, arm.seed) in with_own
+            own = label_of(evaluation.predictor, evaluation.estimator)
+            second = arm.label != own and (arm.label, arm.beta, arm.seed) in with_own
             if arm.label == "standard":
                 standard = standard or arm
                 if not all(np.allclose(arm.scores[n], standard.scores[n], 1e-3, 1e-3, equal_nan=True) for n in roles):
@@ -139,7 +141,7 @@ def _arms(e: Evaluation, prompts: list[str], rewards: list[str]) -> list[Arm]:
         kl = column(label, "kl")
         arms.append(
             Arm(
-                label="selected" if noises else label,
+                label="selected" if noises else label_of(label, e.estimator) if learned else label,
                 beta=float(noises) if noises else e.beta if learned else None,
                 seed=e.seed if learned else None,
                 calls=calls(label),
@@ -195,8 +197,8 @@ def versus_rows(f: Frontier) -> list[Row]:
     baselines = [[arm] for arm in f.arms if arm.label.startswith((BEST_OF, OPTIMISED))]
     every = f.groups()
     for (name, beta), group in f.groups(lambda a: shown(a) and a.seed is not None).items():
-        hpi = every.get(("hpi", beta), [])
-        paired = name != "hpi" and {arm.seed for arm in group} <= {arm.seed for arm in hpi}
+        hpi = every.get((label_of("hpi", name.partition("/")[2]), beta), [])
+        paired = not name.startswith("hpi") and {arm.seed for arm in group} <= {arm.seed for arm in hpi}
         for others in ([hpi] if paired else []) + baselines:
             row: Row = {"predictor": name_of(name), "beta": dial_of(name, beta), "minus": name_of(others[0].label)}
             row |= {reward: figure(f.uplift(group, reward, others), role) for reward, role in f.roles.items()}
@@ -245,6 +247,13 @@ def figure(value: Interval, role: str) -> str:
 
 def shown(arm: Arm) -> bool:
     return not arm.label.endswith(SHUFFLED)
+
+
+def label_of(arm: str, estimator: str) -> str:
+    """What was learned, and how where it was not by gradients through generator and rewards: `pahi/value`."""
+    kind = arm.removesuffix(SHUFFLED)
+    how = "" if kind == "selected" or estimator in ("", "pathwise") else f"/{estimator}"
+    return kind + how + arm.removeprefix(kind)
 
 
 def name_of(label: str) -> str:

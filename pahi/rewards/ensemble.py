@@ -45,7 +45,7 @@ class Ensemble:
             if gradients and not reward.differentiable:
                 raise UserError(
                     f"reward {reward.name!r} has no gradient, so it cannot train; list it under rewards.held_out, "
-                    "or set train.estimator=score"
+                    "or set train.estimator=value"
                 )
             if not unit > 0:
                 raise UserError(f"reward {reward.name!r} is the same for every picture, so it can teach nothing")

@@ -9,9 +9,12 @@ Where a reward or a generator has no gradient, that of E[u] comes from the score
 
     grad E[u] = E[ u grad log q(x_T) ]
 
-A predictor that chooses among noises learns their value instead, by regression on the scores of standard noise:
+or V(x_T; c) stands in the place of sum_k w_k u_k, what a small network foresees of it, learned by regression on scores:
 
-    L = E_{c, eps} ( V(eps; c) - sum_k w_k u_k )^2
+    L = E ( V(x_T; c) - sum_k w_k u_k )^2
+
+over standard noise and the predictor's own. A predictor that chooses among standard noises chooses by V, and learns
+nothing else.
 
 b_k(c) is the cached mean of reward k over standard-Gaussian pictures of prompt c (it moves no gradient and makes the
 loss an uplift), s_k its pooled within-prompt standard deviation.

@@ -19,6 +19,7 @@ from pahi.rewards import Reward
 from pahi.rewards.ensemble import Ensemble
 from pahi.settings import Train
 from pahi.training import objective
+from pahi.training.critic import ALONG, FIT, FORESEEN, Critic
 from pahi.training.data import PromptSet
 from pahi.training.memory import Memory
 from pahi.training.parallel import Group
@@ -86,7 +87,7 @@ def train(
     predictor = NoisePredictor.create(phases[0][0], shape, width, settings.hidden, generator.id, generator.hash, **own)
     gaussian = predictor if isinstance(predictor, GaussianPredictor) else None
     chooser = predictor if isinstance(predictor, SelectedPredictor) else None
-    if not pathwise and gaussian is None and chooser is None:
+    if settings.estimator == "score" and gaussian is None and chooser is None:
         raise UserError(f"train.estimator=score needs a Gaussian predictor, which {settings.predictor} is not")
     predictor.to(generator.device)
     average = {name: p.detach().clone() for name, p in predictor.named_parameters()}
@@ -98,8 +99,16 @@ def train(
     state |= {"metrics": [], "best_trained": 0.0, "hacked": 0, "stopped": False, "figures": {}, "drawn": 0}
     best = {name: p.clone() for name, p in average.items()}
     hpi = {name: p.clone() for name, p in average.items()}
-    to_draw = 0 if chooser is None else -(-settings.pictures // count)
-    memory = None if chooser is None else Memory(to_draw * count, chooser.numbers)
+    # Where scores alone are learned from: V, which is the predictor itself or stands beside it.
+    beside = settings.learns_value and chooser is None
+    value = NoisePredictor.create("selected", shape, width, settings.hidden) if beside else chooser
+    to_draw = -(-settings.pictures // count) if settings.learns_value else 0
+    memory = critic = None
+    if isinstance(value, SelectedPredictor):
+        later = sum(steps for _, steps in phases) if beside else 0
+        memory = Memory((to_draw + later) * count, value.numbers)
+        if beside:
+            critic = Critic(value.to(generator.device), memory, group)
     saved = load()
     got = {} if saved is None else torch.load(io.BytesIO(saved), weights_only=True, map_location=generator.device)
     if got.get("format") == STATE_FORMAT:
@@ -109,6 +118,8 @@ def train(
         scaler.load_state_dict(got["scaler"])
         if memory is not None:
             memory.load(got["memory"])
+        if critic is not None:
+            critic.load(got["critic"])
 
     baseline = {reward.name: data.baseline[reward.name].mean(1).to(generator.device) for reward, _, _ in rewards}
     all_pooled = data.conditioning.pooled
@@ -132,32 +143,45 @@ def train(
         if state["skipped"] > 20 and state["skipped"] > 0.2 * steps_so_far:
             raise PahiError(f"{state['skipped']} steps gave NaN or infinity; lower train.lr or raise the precision")
 
-    # A chooser learns from what standard noise scores: that is drawn first, once.
-    while memory is not None and chooser is not None and state["drawn"] < to_draw:
-        step = state["drawn"]
-        draw = torch.Generator().manual_seed(_seed(settings.seed, "drawn", step))
-        prompts = usable[torch.randint(len(usable), (count,), generator=draw)]
-        seen = torch.zeros(count, chooser.numbers + 1, device=generator.device)
+    def remember(prompts: Tensor, first_seed: int, drawn_by: NoisePredictor | None) -> list[float]:
+        """Draws a step's pictures and keeps what they scored; mean uplifts, by reward."""
+        assert memory is not None and isinstance(value, SelectedPredictor)
+        seen = torch.zeros(count, value.numbers + 1 + len(rewards), device=generator.device)
         for rows in group.share(torch.arange(count)).tensor_split(settings.accumulate):
             if not len(rows):
                 continue
             with torch.no_grad():
-                eps = noise(prompts[rows], rows, _first_seed(settings.seed, step))
-                uplift = objective.weighted(scored(prompts[rows], eps), ensemble.weights)
-                seen[rows] = torch.cat([chooser.coordinates(eps), uplift[:, None].float()], 1)
+                x_T = noise(prompts[rows], rows, first_seed)
+                if drawn_by is not None:
+                    x_T, _ = drawn_by.draw(all_pooled[prompts[rows]].to(generator.device), x_T)
+                uplifts = scored(prompts[rows], x_T)
+                every = [objective.weighted(uplifts, ensemble.weights), *uplifts]
+                seen[rows] = torch.cat([value.coordinates(x_T), torch.stack(every, 1).float()], 1)
         group.sum([seen])
-        memory.add(prompts, seen)
-        if not seen.isfinite().all():
+        memory.add(prompts, seen[:, : value.numbers + 1])
+        return seen[:, value.numbers + 1 :].mean(0).tolist()
+
+    # V learns from what standard noise scores: that is drawn first, once.
+    while memory is not None and state["drawn"] < to_draw:
+        step = state["drawn"]
+        draw = torch.Generator().manual_seed(_seed(settings.seed, "drawn", step))
+        prompts = usable[torch.randint(len(usable), (count,), generator=draw)]
+        means = remember(prompts, _first_seed(settings.seed, step), None)
+        if not all(map(math.isfinite, means)):
             skip(step)
         state["drawn"] = step + 1
         if group.writes:
             progress(state["drawn"], total, "pictures to learn from")
             if state["drawn"] % settings.save_every == 0 or state["drawn"] == to_draw:
-                save(_pack(state, predictor, optimizer, scaler, average, best, hpi, memory))
-    readable = usable if memory is None else memory.usable()
-    if not len(readable):
+                save(_pack(state, predictor, optimizer, scaler, average, best, hpi, memory, critic))
+    if memory is not None and not len(memory.usable()):
         raise PahiError("no picture has a finite reward, so nothing can be learned; raise the precision")
-    rows_a_step = count if memory is None else READ
+    if critic is not None and not (state["phase"] or state["step"]):
+        for step in range(FIT):
+            draw = torch.Generator().manual_seed(_seed(settings.seed, "fit", step))
+            critic.learn(all_pooled, _rate(settings.value_lr, step, FIT), draw, settings.clip)
+    readable = usable if memory is None or critic is not None else memory.usable()
+    rows_a_step = max(count, FORESEEN) if critic is not None else count if memory is None else READ
 
     for number, (phase, steps) in enumerate(phases):
         if number < state["phase"]:
@@ -169,19 +193,25 @@ def train(
         final = number == len(phases) - 1
         while state["step"] < steps:
             step = state["step"]
-            warm = min(1.0, (step + 1) / max(1, min(20, steps // 5)))
             for entry in optimizer.param_groups:
-                entry["lr"] = rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+                entry["lr"] = _rate(rate, step, steps)
 
             draw = torch.Generator().manual_seed(_seed(settings.seed, phase, step))
             drawn = readable[torch.randint(len(readable), (rows_a_step,), generator=draw)]
+            first_seed = _first_seed(settings.seed, to_draw + done_before + step)
+            gained = None
+            if critic is not None:  # some pictures of where the predictor is by now
+                gained = remember(drawn[:count], first_seed, predictor)
+                if not all(map(math.isfinite, gained)):
+                    skip(to_draw + done_before + step)
+                critic.learn(all_pooled, ALONG * settings.value_lr, draw, settings.clip)
             optimizer.zero_grad(set_to_none=True)
-            figures = torch.zeros(4 + len(rewards), device=generator.device)
+            figures = torch.zeros(4 + (len(rewards) if critic is None else 1), device=generator.device)
             for rows in group.share(torch.arange(rows_a_step)).tensor_split(settings.accumulate):
                 if not len(rows):
                     continue
                 share = len(rows) / rows_a_step  # of the step's mean
-                if memory is not None and chooser is not None:
+                if chooser is not None and memory is not None:
                     index, z, uplift = memory.read(drawn[rows])
                     foreseen = chooser.value(all_pooled[index].to(generator.device), z.to(generator.device))
                     loss = objective.value_loss(foreseen, uplift.to(generator.device))
@@ -189,32 +219,34 @@ def train(
                     figures[1] += share * loss.detach()
                     continue
                 index = drawn[rows]
-                eps = noise(index, rows, _first_seed(settings.seed, done_before + step))
+                eps = noise(index, rows, first_seed)
                 pooled = all_pooled[index].to(generator.device)
-                if pathwise:
-                    x_T, divergence = predictor.draw(pooled, eps)
-                    x_T.retain_grad()
-                else:  # antithetic: every prompt with eps and with -eps
+                by_score = settings.estimator == "score"
+                if by_score:  # antithetic: every prompt with eps and with -eps
                     assert gaussian is not None
                     mu, log_sigma = (t.repeat(2, 1, 1, 1) for t in gaussian.distribution(pooled))
                     x_T = (mu + log_sigma.exp() * torch.cat([eps, -eps])).detach()
                     divergence = objective.kl_per_dimension(mu, log_sigma)
                     index = index.repeat(2)
-                with torch.set_grad_enabled(pathwise):
-                    uplifts = scored(index, x_T)
-                loss = objective.loss(uplifts, ensemble.weights, divergence, settings.beta)
+                else:
+                    x_T, divergence = predictor.draw(pooled, eps)
+                    x_T.retain_grad()
+                with torch.set_grad_enabled(not by_score):
+                    uplifts = scored(index, x_T) if critic is None else [critic.foresee(pooled, x_T)]
+                weights = ensemble.weights if critic is None else [1.0]
+                loss = objective.loss(uplifts, weights, divergence, settings.beta)
                 means = [loss, divergence.mean(), x_T.square().mean(), *(u.mean() for u in uplifts)]
-                if not pathwise:
+                if by_score:
                     loss = loss - objective.score_function(uplifts, ensemble.weights, x_T, mu, log_sigma)
                 scaler.scale(share * loss).backward()
                 figures[1:] += share * torch.stack([mean.detach().float() for mean in means])
                 if x_T.grad is not None:
                     figures[0] += x_T.grad.abs().sum()
             group.sum([figures, *(p.grad for p in predictor.parameters() if p.grad is not None)])
-            reward_gradient, value, kl, square, *ups = figures.tolist()
+            reward_gradient, loss_now, kl, square, *ups = figures.tolist()
             scaler.unscale_(optimizer)
             norm = float(nn.utils.clip_grad_norm_(predictor.parameters(), settings.clip))
-            if math.isfinite(norm) and math.isfinite(value):
+            if math.isfinite(norm) and math.isfinite(loss_now):
                 if pathwise and reward_gradient == 0.0:
                     raise PahiError(
                         "the rewards' gradient with respect to the noise is zero: some part runs without gradients"
@@ -229,8 +261,10 @@ def train(
             scaler.update()
 
             state["step"] = step + 1
-            row = {"loss": value, "kl": kl if chooser is None else chooser.divergence, "grad_norm": norm}
+            row = {"loss": loss_now, "kl": kl if chooser is None else chooser.divergence, "grad_norm": norm}
             if chooser is None:
+                if gained is not None:
+                    row["foreseen"], ups = ups[0], gained
                 row |= {f"reward/{reward.name}": up for (reward, _, _), up in zip(rewards, ups, strict=True)}
                 row["noise_norm"] = math.sqrt(square)
 
@@ -256,7 +290,7 @@ def train(
                 if watch is not None:
                     watch(done_before + state["step"], row)
                 note = ", ".join(f"{name} {row[name]:+.2f}" for name in row if name.startswith("reward/"))
-                note = f"uplift {note.replace('reward/', '')}" if note else f"loss {value:.2f}"
+                note = f"uplift {note.replace('reward/', '')}" if note else f"loss {loss_now:.2f}"
                 progress(to_draw + done_before + state["step"], total, note)
             if last:
                 if state["best"] == -math.inf:  # no validation prompts: the last step is the best there is
@@ -269,7 +303,7 @@ def train(
                     predictor.load_state_dict(best)
                 state["phase"], state["step"] = number + 1, 0
             if group.writes and (last or state["step"] % settings.save_every == 0):
-                save(_pack(state, predictor, optimizer, scaler, average, best, hpi, memory))
+                save(_pack(state, predictor, optimizer, scaler, average, best, hpi, memory, critic))
             if last:
                 break
 
@@ -279,6 +313,12 @@ def train(
     start = _with(predictor, hpi, "hpi") if phases[0][0] == "hpi" else None
     measures = state["best_step"], state["skipped"], state["stopped"], state["figures"]
     return Trained(best_one, start, state["metrics"], *measures, left_out=len(data) - len(usable))
+
+
+def _rate(peak: float, step: int, steps: int) -> float:
+    """Warm-up, then a cosine to zero."""
+    warm = min(1.0, (step + 1) / max(1, min(20, steps // 5)))
+    return peak * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _first_seed(seed: int, step: int) -> int:
@@ -305,6 +345,7 @@ def _pack(
     best: dict[str, Tensor],
     hpi: dict[str, Tensor],
     memory: Memory | None,
+    critic: Critic | None,
 ) -> bytes:
     sink = io.BytesIO()
     packed = {
@@ -319,5 +360,7 @@ def _pack(
     }
     if memory is not None:
         packed["memory"] = memory.state()
+    if critic is not None:
+        packed["critic"] = critic.state()
     torch.save(packed, sink)
     return sink.getvalue()

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -35,7 +36,14 @@ REWARDS = OWN.model_copy(
 PROMPTS, NOISES = 30, 2
 
 
-def made_up(predictor: str, beta: float, seed: int, gains: dict[str, float], diversity: dict[str, float]) -> Evaluation:
+def made_up(
+    predictor: str,
+    beta: float,
+    seed: int,
+    gains: dict[str, float],
+    diversity: dict[str, float],
+    estimator: str = "pathwise",
+) -> Evaluation:
     """Arms that stand so many units above the standard one, and keep so much diversity."""
     rng = np.random.default_rng(7)  # the same standard arm in every evaluation
     base = rng.normal(20, 1, size=(PROMPTS, NOISES))
@@ -60,7 +68,7 @@ def made_up(predictor: str, beta: float, seed: int, gains: dict[str, float], div
             )
     units = {"pick_alpha": 2.0, "pick_beta": 0.5, "oracle": 3.0}
     tables = pa.Table.from_pylist(scores, schema=SCORES), pa.Table.from_pylist(evaluated, schema=EVALUATED)
-    return Evaluation(predictor, beta, seed, units, *tables)
+    return Evaluation(predictor, estimator, beta, seed, units, *tables)
 
 
 @pytest.fixture
@@ -104,6 +112,19 @@ def test_a_choice_among_more_or_fewer_is_the_same_predictor() -> None:
     assert frontier_svg(found, "oracle").count("<polyline") == 1, "one line over all of them"
 
 
+def test_what_is_learned_otherwise_is_another_predictor_with_an_hpi_of_its_own() -> None:
+    gains = {"hpi": 0.1, "pahi": 1.0, "pahi_shuffled": 0.25}
+    more = {"hpi": 0.5, "pahi": 2.0, "pahi_shuffled": 0.75}
+    found = gather(REWARDS, [made_up("pahi", 1.0, 0, gains, {}), made_up("pahi", 1.0, 0, more, {}, "value")])
+    rows = {row["predictor"]: row["pick_alpha"][:5] for row in pooled_rows(found)}
+    assert rows == {"hpi": "+0.10", "pahi": "+1.00", "hpi/value": "+0.50", "pahi/value": "+2.00"}
+    versus = {(row["predictor"], row["minus"]): row["pick_beta"][:5] for row in versus_rows(found)}
+    assert versus == {("pahi", "hpi"): "+0.90", ("pahi/value", "hpi/value"): "+1.50"}
+    assert {row["predictor"]: row["pick_alpha, shuffled"][:5] for row in shuffled_rows(found)} == {
+        "pahi": "+0.25", "pahi/value": "+0.75"
+    }  # fmt: skip
+
+
 def test_an_hpi_of_its_own_stands_for_pahis(f: Frontier) -> None:
     """At beta 1 and seed 0 there are both; elsewhere PAHI's is all there is."""
     hpi = {(arm.beta, arm.seed): f.uplift([arm], "pick_alpha")["value"] for arm in f.arms if arm.label == "hpi"}
@@ -142,10 +163,10 @@ def test_what_cannot_be_paired_is_refused() -> None:
     one, two = made_up("scale", 1.0, 0, {"scale": 0.1}, {}), made_up("scale", 3.0, 0, {"scale": 0.1}, {})
     other = two.evaluated.slice(0, 10)
     with pytest.raises(PahiError, match="different test prompts"):
-        gather(REWARDS, [one, Evaluation("scale", 3.0, 0, two.units, two.scores, other)])
+        gather(REWARDS, [one, replace(two, evaluated=other)])
     moved = pa.Table.from_pylist([{**r, "score": (r["score"] or 0) + 1} for r in two.scores.to_pylist()], schema=SCORES)
     with pytest.raises(PahiError, match="they are no pairs"):
-        gather(REWARDS, [one, Evaluation("scale", 3.0, 0, two.units, moved, two.evaluated)])
+        gather(REWARDS, [one, replace(two, scores=moved)])
 
 
 SMALL = [

@@ -41,8 +41,14 @@ def ends(folder: Path, size: int) -> list[Any]:
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"estimator": "score"}, {"predictor": "refined", "hidden": 4}, {"predictor": "selected", "pictures": 50}],
-    ids=["pathwise", "score", "refined", "selected"],
+    [
+        {},
+        {"estimator": "score"},
+        {"estimator": "value", "pictures": 50},
+        {"predictor": "refined", "hidden": 4},
+        {"predictor": "selected", "pictures": 50},
+    ],
+    ids=["pathwise", "score", "value", "refined", "selected"],
 )
 @pytest.mark.parametrize("parts", [4, 40])  # neither divides 15
 def test_parts_of_a_step_are_the_step(change: dict[str, Any], parts: int) -> None:
@@ -55,9 +61,9 @@ def test_parts_of_a_step_are_the_step(change: dict[str, Any], parts: int) -> Non
         torch.testing.assert_close(curve(divided.metrics, name), curve(whole.metrics, name), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["pahi", "selected"])
-def test_two_processes_are_one(kind: str, tmp_path: Path) -> None:
-    settings = SHORT.model_copy(update={"predictor": kind, "pictures": 50})
+@pytest.mark.parametrize(("kind", "estimator"), [("pahi", "pathwise"), ("pahi", "value"), ("selected", "pathwise")])
+def test_two_processes_are_one(kind: str, estimator: str, tmp_path: Path) -> None:
+    settings = SHORT.model_copy(update={"predictor": kind, "estimator": estimator, "pictures": 50})
     whole = learn(settings)
     assert processes(tmp_path, settings, 2) == [0, 0]
     (weights, metrics, _), (other, others, _) = ends(tmp_path, 2)

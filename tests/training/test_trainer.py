@@ -91,10 +91,43 @@ def test_scores_alone_teach_where_there_is_no_gradient() -> None:
     directions = data.prepared["direction"]["direction"]
     own = (mu.flatten(1) * directions).sum(1).mean()
     assert own > 0.5 and own > 3 * (mu.flatten(1) * directions.roll(16, 0)).sum(1).mean().abs()
-    with pytest.raises(UserError, match=r"no gradient.*train.estimator=score"):
+    with pytest.raises(UserError, match=r"no gradient.*train.estimator=value"):
         learn(rewards=[(Opaque(), 1.0, 1.0)])
     with pytest.raises(UserError, match="needs a Gaussian"):
         learn(settings.model_copy(update={"predictor": "residual"}))
+
+
+@pytest.mark.parametrize("kind", ["pahi", "mixture", "residual", "spline"])
+def test_a_learned_value_teaches_any_predictor_where_there_is_no_gradient(kind: str) -> None:
+    settings = SETTINGS.model_copy(
+        update={"predictor": kind, "estimator": "value", "steps": 100, "pictures": 4000, "batch_size": 64, "hidden": 16}
+    )
+    trained = learn(settings, rewards=[(Opaque(), 1.0, 1.0)], generator=Blind())
+    data = prompt_set(200, 2)
+    directions, eps = data.prepared["direction"]["direction"], torch.randn(200, *SHAPE)
+    with torch.no_grad():
+        own, other = (trained.predictor(data.conditioning.pooled.roll(shift, 0), eps) for shift in (0, 7))
+    gained, elsewhere = ((x.flatten(1) * directions).sum(1).mean() for x in (own, other))
+    assert gained > 2 and gained > 3 * elsewhere.abs()
+    curve = {n: [r["value"] for r in trained.metrics if r["name"] == n] for n in ("foreseen", "reward/direction")}
+    assert len(curve["foreseen"]) == len(curve["reward/direction"]) == (105 if kind == "pahi" else 100)
+    assert curve["foreseen"][-1] == pytest.approx(curve["reward/direction"][-1], rel=0.3), "where the predictor is"
+
+
+def test_a_value_is_wrong_where_it_was_never_shown_a_picture() -> None:
+    """The reward falls where standard noise hardly ever is, and the predictor learns that on its way there."""
+
+    class Hill(Opaque):
+        def score(self, images: Tensor, prepared: dict[str, Tensor], prompts: list[str]) -> Tensor:
+            along = super().score(images, prepared, prompts)
+            return along - 0.5 * (along - 2).relu().square()  # the top is at 3
+
+    settings = SETTINGS.model_copy(
+        update={"estimator": "value", "steps": 200, "pictures": 4000, "batch_size": 64, "beta": 0.1}
+    )
+    trained = learn(settings, rewards=[(Hill(), 1.0, 1.0)], generator=Blind())
+    scores = [row["value"] for row in trained.metrics if row["name"] == "validation/direction"]
+    assert scores[-1] > 0.8 and min(scores) < 0, "it went too far, and came back"
 
 
 SELECTED = SETTINGS.model_copy(update={"predictor": "selected", "steps": 100, "pictures": 8000, "batch_size": 64})
@@ -145,11 +178,31 @@ def test_no_steps_are_no_predictor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "stop"), [("scale", 9), ("hpi", 9), ("refined", 9), ("selected", 9), ("selected", 20)]
+    ("kind", "estimator", "stop"),
+    [
+        ("scale", "pathwise", 9),
+        ("hpi", "pathwise", 9),
+        ("refined", "pathwise", 9),
+        ("selected", "pathwise", 9),
+        ("selected", "pathwise", 20),
+        ("pahi", "value", 9),  # while pictures of standard noise are drawn
+        ("pahi", "value", 12),  # when they are, and nothing is learned yet
+        ("pahi", "value", 17),
+        ("pahi", "value", 30),
+        ("residual", "value", 20),
+    ],
 )
-def test_every_kind_resumes_to_the_bit(kind: str, stop: int) -> None:
+def test_every_kind_resumes_to_the_bit(kind: str, estimator: str, stop: int) -> None:
     settings = SETTINGS.model_copy(
-        update={"predictor": kind, "hidden": 8, "steps": 12, "hpi_steps": 12, "pictures": 190}
+        update={
+            "predictor": kind,
+            "estimator": estimator,
+            "hidden": 8,
+            "steps": 12,
+            "hpi_steps": 12,
+            "pictures": 190,
+            "save_every": 5,
+        }
     )
     whole, kept = learn(settings), []  # type: ignore[var-annotated]
 
@@ -306,7 +359,7 @@ def test_while_the_scale_is_found_and_after_it_resumes_to_the_bit(stop: int) -> 
 # --------------------------------------------------------------------------------------- problems whose answer is known
 
 
-@pytest.mark.parametrize("estimator", ["pathwise", "score"])
+@pytest.mark.parametrize("estimator", ["pathwise", "score", "value"])
 def test_it_finds_the_optimum_of_a_linear_reward(estimator: str) -> None:
     # r(x) = <a, x>, d numbers: the maximum of E[r] - beta KL/d is at mu = a d / beta and sigma = 1.
     data = prompt_set(1)
