@@ -162,7 +162,9 @@ def _evaluated(settings: Settings, note: str) -> tuple[Evaluation, list[str]]:
     output = Output(Store(settings.root), settings.name, "evaluate", result["fingerprint"])
     t, summary = settings.train, result["summary"]
     dial = float(t.candidates) if t.chooses else t.beta
-    found = Evaluation(t.predictor, t.estimator, dial, t.seed, summary["units"], output.read("scores"), output.read("evaluated"))
+    found = Evaluation(
+        t.predictor, t.estimator, dial, t.seed, summary["units"], output.read("scores"), output.read("evaluated")
+    )
     return found, summary["flags"]
 
 
