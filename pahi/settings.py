@@ -330,8 +330,8 @@ class Train(Tree):
     ] = Field("pahi", description="What is learned.")
     estimator: Literal["pathwise", "value", "score"] = Field(
         "pathwise",
-        description="Gradients through generator and rewards; or, from scores alone, through a learned value, or by the "
-        "score function. `selected` always learns from scores.",
+        description="Gradients through generator and rewards; or, from scores alone, through a learned value, or by "
+        "the score function. `selected` always learns from scores.",
     )
     hpi_steps: int = Field(100, ge=1, description="Steps of the global Gaussian, before the prompt-adaptive part.")
     steps: int = Field(500, ge=0, description="Steps of any other predictor; 0 stops at HPI.")

@@ -1,9 +1,9 @@
 """The picture's uplift foreseen from its noise, learned beside the predictor: where scores alone are learned from.
 
 V (`pahi.predictors.selected`) reads a noise's low frequencies and the prompt. It is learned by regression, first on
-pictures of standard noise, then on those of whatever the predictor draws by now, so that it is right where the predictor
-is; and it has gradients, which the generator and the rewards need not have. This is an actor and its critic (Silver et
-al. 2014, "Deterministic Policy Gradient Algorithms") with episodes of one step.
+pictures of standard noise, then on those of whatever the predictor draws by now, so that it is right where the
+predictor is; and it has gradients, which the generator and the rewards need not have. This is an actor and its critic
+(Silver et al. 2014, "Deterministic Policy Gradient Algorithms") with episodes of one step.
 """
 
 from typing import Any
@@ -27,6 +27,7 @@ class Critic:
 
     def __init__(self, value: SelectedPredictor, memory: Memory, group: Group) -> None:
         self.value, self.memory, self.group = value, memory, group
+        self.device = next(value.parameters()).device
         self.optimizer = torch.optim.AdamW(value.parameters(), betas=(0.9, 0.99), weight_decay=DECAY)
 
     def foresee(self, pooled: Tensor, x_T: Tensor) -> Tensor:
@@ -38,11 +39,11 @@ class Critic:
         usable = self.memory.usable()
         rows = usable[torch.randint(len(usable), (READ,), generator=draw)]
         share = self.group.share(rows)
-        index, z, uplift = (t.to(self.value.last.weight.device) for t in self.memory.read(share))
+        index, z, uplift = (t.to(self.device) for t in self.memory.read(share))
         for entry in self.optimizer.param_groups:
             entry["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        foreseen = self.value.value(pooled[index.cpu()].to(z.device), z)
+        foreseen = self.value.value(pooled[index.cpu()].to(self.device), z)
         (len(share) / len(rows) * objective.value_loss(foreseen, uplift)).backward()
         self.group.sum(p.grad for p in self.value.parameters() if p.grad is not None)
         nn.utils.clip_grad_norm_(self.value.parameters(), clip)

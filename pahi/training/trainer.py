@@ -235,11 +235,11 @@ def train(
                     uplifts = scored(index, x_T) if critic is None else [critic.foresee(pooled, x_T)]
                 weights = ensemble.weights if critic is None else [1.0]
                 loss = objective.loss(uplifts, weights, divergence, settings.beta)
-                means = [loss, divergence.mean(), x_T.square().mean(), *(u.mean() for u in uplifts)]
+                measured = [loss, divergence.mean(), x_T.square().mean(), *(u.mean() for u in uplifts)]
                 if by_score:
                     loss = loss - objective.score_function(uplifts, ensemble.weights, x_T, mu, log_sigma)
                 scaler.scale(share * loss).backward()
-                figures[1:] += share * torch.stack([mean.detach().float() for mean in means])
+                figures[1:] += share * torch.stack([figure.detach().float() for figure in measured])
                 if x_T.grad is not None:
                     figures[0] += x_T.grad.abs().sum()
             group.sum([figures, *(p.grad for p in predictor.parameters() if p.grad is not None)])
@@ -272,10 +272,10 @@ def train(
             if len(validation) and (state["step"] % settings.validate_every == 0 or last):
                 view = _with(predictor, average, phase)
                 every = [(reward, unit) for reward, _, unit in rewards] + judges
-                measured = validate(generator, every, validation, view, group, settings.validation_seeds)
-                row |= {f"validation/{name}": value for name, value in measured.items()}
-                trained = fmean(measured[r.name] for r, _, _ in rewards)
-                chosen = fmean(measured[r.name] for r, _ in judges) if judges else trained
+                found = validate(generator, every, validation, view, group, settings.validation_seeds)
+                row |= {f"validation/{name}": uplift for name, uplift in found.items()}
+                trained = fmean(found[r.name] for r, _, _ in rewards)
+                chosen = fmean(found[r.name] for r, _ in judges) if judges else trained
                 if chosen > state["best"]:
                     state["best"], state["best_step"] = chosen, done_before + state["step"]
                     state["best_trained"], state["hacked"], state["figures"] = trained, 0, row
