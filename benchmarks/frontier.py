@@ -1,7 +1,7 @@
 """Uplift against diversity for every predictor: trains, evaluates, prints the tables and draws the plots.
 
     python benchmarks/frontier.py --root DIR [--seeds 0,1,2] [--predictors scale,hpi,pahi,residual,refined]
-                                  [--betas 0.3,1,3] [--set train.steps=500 ...] [--set conv:train.hidden=64 ...]
+                                  [--betas 0.3,1,3] [--set train.steps=500 ...] [--set mixture:train.hidden=64 ...]
                                   [--out DIR]
     python benchmarks/frontier.py --root DIR --hacking [--steps 3000]
 
@@ -149,7 +149,7 @@ def _settings(args: argparse.Namespace, predictor: str, beta: float, seed: int, 
 
 
 def _meant_for(sets: list[str], predictor: str) -> list[str]:
-    """`conv:train.hidden=64` is for conv alone, `pahi/value:...` for what is learned so, `train.hidden=64` for all."""
+    """`mixture:train.hidden=64` is for mixture alone, `pahi/value:...` for what is learned so, `train.hidden=64` for all."""
     named = [(s.partition("=")[0].rpartition(":")[0], s) for s in sets]
     return [s.removeprefix(f"{name}:") for name, s in named if name in ("", predictor)]
 

@@ -319,7 +319,6 @@ class Train(Tree):
         "scale",
         "hpi",
         "pahi",
-        "conv",
         "lowrank",
         "preserving",
         "mixture",

@@ -2,7 +2,7 @@
 
 from pahi.predictors.base import Kind, NoisePredictor
 from pahi.predictors.gaussian import GaussianPredictor
-from pahi.predictors.heads import ConvPredictor, LowRankPredictor
+from pahi.predictors.lowrank import LowRankPredictor
 from pahi.predictors.mixture import MixturePredictor
 from pahi.predictors.preserving import PreservingPredictor
 from pahi.predictors.residual import ResidualPredictor
@@ -10,7 +10,6 @@ from pahi.predictors.selected import SelectedPredictor
 from pahi.predictors.spline import SplinePredictor
 
 __all__ = [
-    "ConvPredictor",
     "GaussianPredictor",
     "Kind",
     "LowRankPredictor",

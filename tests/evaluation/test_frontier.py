@@ -221,16 +221,24 @@ def test_a_setting_may_be_for_one_predictor() -> None:
         "--set",
         "train.steps=7",
         "--set",
-        "conv:train.hidden=64",
+        "lowrank:train.hidden=64",
         "--set",
         "residual:train.lr=1",
+        "--set",
+        "pahi/value:train.hidden=32",
     ]
     args = command.parse(words)
-    s = {kind: command._settings(args, kind, 2.0, 5, baselines=False).train for kind in ("pahi", "conv", "residual")}
-    assert {kind: t.hidden for kind, t in s.items()} == {"pahi": 128, "conv": 64, "residual": 16}
-    assert s["residual"].lr == 1 and s["conv"].lr == s["pahi"].lr
+    s = {
+        kind: command._settings(args, kind, 2.0, 5, baselines=False).train
+        for kind in ("pahi", "lowrank", "residual", "pahi/value")
+    }
+    assert {kind: t.hidden for kind, t in s.items()} == {"pahi": 128, "lowrank": 64, "residual": 16, "pahi/value": 32}
+    assert s["residual"].lr == 1 and s["lowrank"].lr == s["pahi"].lr
+    assert {kind: (t.predictor, t.estimator) for kind, t in s.items() if "pahi" in kind} == {
+        "pahi": ("pahi", "pathwise"), "pahi/value": ("pahi", "value")
+    }  # fmt: skip
     assert {(t.beta, t.seed) for t in s.values()} == {(2.0, 5)}
-    assert s["conv"].steps == s["residual"].steps == s["pahi"].steps + s["pahi"].hpi_steps, "all have the same steps"
+    assert s["lowrank"].steps == s["residual"].steps == s["pahi"].steps + s["pahi"].hpi_steps, "all have the same steps"
 
 
 def test_its_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

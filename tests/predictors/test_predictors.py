@@ -17,7 +17,7 @@ from pahi.predictors.spline import BINS, EDGE, spline
 from pahi.settings import Train
 
 KINDS = ["standard", *Train.model_fields["predictor"].annotation.__args__]  # type: ignore[union-attr]
-GAUSSIAN = ["scale", "hpi", "pahi", "conv", "lowrank", "preserving"]
+GAUSSIAN = ["scale", "hpi", "pahi", "lowrank", "preserving"]
 ADAPTIVE = KINDS[3:]  # those that read the prompt
 TINY, WIDTH = "pkg:pahi.tiny/weights/generator", 96  # and what its text encoder pools
 
@@ -71,9 +71,7 @@ def test_a_residual_reads_noise_and_prompt_and_knows_how_far_it_went(kind: str) 
 
 
 @pytest.mark.parametrize("shape", [(4, 64, 64), (16, 128, 128), (32, 32, 32), (4, 90, 64), (4, 5, 7)])
-@pytest.mark.parametrize(
-    "kind", ["conv", "lowrank", "preserving", "mixture", "spline", "residual", "refined", "selected"]
-)
+@pytest.mark.parametrize("kind", ["lowrank", "preserving", "mixture", "spline", "residual", "refined", "selected"])
 def test_they_fit_every_latent(kind: str, shape: tuple[int, int, int]) -> None:
     p, eps = NoisePredictor.create(kind, shape, 32, 8), torch.randn(1, *shape)
     assert torch.equal(p(torch.randn(1, 32), eps), eps)
@@ -127,8 +125,7 @@ def test_the_other_heads_are_smaller(shape: tuple[int, int, int]) -> None:
 
     base, dense = 2 * torch.Size(shape).numel(), size("pahi")
     assert size("preserving") < 0.6 * dense
-    for kind in ("conv", "lowrank"):
-        assert size(kind) - base < 0.35 * dense, "beside the base, which both have"
+    assert size("lowrank") - base < 0.35 * dense, "beside the base, which both have"
 
 
 def test_a_spline_rises_and_knows_its_slope() -> None:
