@@ -149,7 +149,7 @@ def _settings(args: argparse.Namespace, predictor: str, beta: float, seed: int, 
 
 
 def _meant_for(sets: list[str], predictor: str) -> list[str]:
-    """`mixture:train.hidden=64` is for mixture alone, `pahi/value:...` for what is learned so, `train.hidden=64` for all."""
+    """`mixture:train.hidden=64` is for mixture by gradients, `pahi/value:...` for PAHI by V, without a name for all."""
     named = [(s.partition("=")[0].rpartition(":")[0], s) for s in sets]
     return [s.removeprefix(f"{name}:") for name, s in named if name in ("", predictor)]
 

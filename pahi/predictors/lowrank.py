@@ -1,7 +1,7 @@
 """PAHI with fewer parameters: a dense head has two numbers for every hidden unit and number of a latent.
 
-The head is a sum of outer products over channels, rows and columns, whose factors come from the prompt. It begins at the
-standard Gaussian and trains the base (mu, log sigma) with it.
+The head is a sum of outer products over channels, rows and columns, whose factors come from the prompt. It begins at
+the standard Gaussian and trains the base (mu, log sigma) with it.
 """
 
 from typing import ClassVar
