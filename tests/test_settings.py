@@ -208,13 +208,15 @@ def test_every_setting_but_the_runtime_ones_changes_the_fingerprint(
 
 
 @pytest.mark.parametrize("name", ["candidates", "pictures", "value_lr"])
-def test_what_a_choice_alone_reads_changes_its_fingerprint_and_no_others(name: str) -> None:
+def test_what_a_value_is_learned_by_changes_the_fingerprint_where_one_is_learned(name: str) -> None:
     def found(*sets: str) -> str:
         return canonical_json(load_settings(overrides=list(sets)).train.fingerprinted())
 
     other = f"train.{name}=3"
     assert found("train.predictor=selected") != found("train.predictor=selected", other)
     assert found("train.predictor=pahi") == found("train.predictor=pahi", other)
+    by_value = ["train.predictor=pahi", "train.estimator=value"]
+    assert (found(*by_value) == found(*by_value, other)) == (name == "candidates"), "only selected chooses"
 
 
 CALLS = ("timeout", "retries", "batch_size")  # how a callable is called

@@ -16,7 +16,7 @@ from pahi.reports import charts, text, verdict
 from pahi.reports.pictures import PAGE_BYTES, Album, album
 from pahi.tables import plain
 
-CURVE_ORDER = ("loss", "reward/", "validation/", "kl", "sigma", "noise_norm", "diversity")
+CURVE_ORDER = ("loss", "reward/", "foreseen", "validation/", "kl", "sigma", "noise_norm", "diversity")
 
 
 def build_report(data: dict[str, Any]) -> str:

@@ -149,6 +149,17 @@ def test_a_reward_that_teaches_nothing_is_one_line(
         run_stage("train", s, with_upstream=True)
 
 
+def test_a_judge_without_gradients_teaches_pahi(prompts: Path, tmp_path: Path) -> None:
+    judge = "rewards={train: [{name: oracle, kind: callable, id: 'pahi.tiny.oracle:judge_batch'}]}"
+    s = settings(tmp_path / "store", prompts, judge, "train.estimator=value", "train.pictures=8", "cache.seeds=8")
+    result = run_stage("train", s, with_upstream=True)
+    metrics = pq.read_table(f"{result['url']}/metrics").to_pylist()
+    assert {r["name"] for r in metrics} >= {"foreseen", "reward/oracle", "validation/oracle"}
+    assert {r["phase"] for r in metrics} == {"hpi", "pahi"}
+    moved = NoisePredictor.from_pretrained(Path(result["url"]) / "predictor").mu
+    assert 0 < moved.abs().max() < 1
+
+
 def test_without_validation_prompts_or_with_one_prompt_it_ends_well(prompts: Path, tmp_path: Path) -> None:
     one = tmp_path / "one.txt"
     one.write_text("a red circle\n")
