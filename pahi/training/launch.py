@@ -67,8 +67,8 @@ def together(module: str, processes: int, variables: dict[str, str], heard: Call
 def tell(**message: Any) -> None:
     """Says something to the process that started this one. Ends this one where it is gone."""
     try:
-        # One write, so that the processes' lines do not mix.
-        os.write(1, f"{MARK}{json.dumps(message)}\n".encode())
+        # One write, so that the processes' lines do not mix; on a line of its own, whatever a library left unended.
+        os.write(1, f"\n{MARK}{json.dumps(message)}\n".encode())
     except BrokenPipeError:
         os._exit(1)
 

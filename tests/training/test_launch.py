@@ -20,7 +20,7 @@ from pahi.training.launch import tell, told
 
 def work():
     rank = int(os.environ["RANK"])
-    print("noise of a library")
+    print("noise of a library, whose line has no end yet", end="")
     tell(rank=rank, pid=os.getpid(), size=int(os.environ["WORLD_SIZE"]))
     if os.environ["WHAT"] == "mistake" and rank == 1:
         raise UserError("train.lr is\\nwrong")
@@ -66,8 +66,9 @@ def test_nobody_goes_on_behind_a_command_that_was_killed(path: Path) -> None:
     assert parent.stdout is not None
     pids: list[int] = []
     while len(pids) < 2:
-        line = parent.stdout.readline().strip()
-        pids += [int(line)] if line else []
+        line = parent.stdout.readline()
+        assert line, "it ended before both were heard"
+        pids += [int(line)] if line.strip() else []
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
