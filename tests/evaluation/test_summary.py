@@ -20,7 +20,6 @@ from pahi.settings import Train, load_settings
         ("selected", ["selected", "selected_shuffled"]),
         ("mixture", ["mixture", "mixture_shuffled"]),
         ("preserving", ["preserving", "preserving_shuffled"]),
-        ("conv", ["conv", "conv_shuffled"]),
         ("lowrank", ["lowrank", "lowrank_shuffled"]),
     ],
 )
