@@ -94,7 +94,9 @@ def test_gradients_reach_every_parameter_from_the_second_step_on(kind: str) -> N
 
 @pytest.mark.parametrize("kind", ADAPTIVE)
 def test_a_row_depends_on_that_row_alone(kind: str) -> None:
-    p, eps, pooled = shaken(kind), torch.randn(3, 4, 16, 16), torch.randn(3, WIDTH)
+    torch.manual_seed(0)
+    # Enough rows that a choice among noises is not the same for another prompt by chance.
+    p, eps, pooled = shaken(kind), torch.randn(32, 4, 16, 16), torch.randn(32, WIDTH)
     x, divergence = p.draw(pooled, eps)
     alone = p.draw(pooled[1:2], eps[1:2])
     assert torch.allclose(alone[0], x[1:2], rtol=1e-4, atol=1e-3)
