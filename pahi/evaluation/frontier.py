@@ -101,9 +101,9 @@ def gather(rewards: Rewards, evaluations: Sequence[Evaluation]) -> Frontier:
     arms: list[Arm] = []
     standard = None
     for evaluation in evaluations:
+        own = label_of(evaluation.predictor, evaluation.estimator)
         for arm in _arms(evaluation, prompts, list(roles)):
             # PAHI brings its HPI along, which had fewer steps than an HPI of its own.
-            own = label_of(evaluation.predictor, evaluation.estimator)
             second = arm.label != own and (arm.label, arm.beta, arm.seed) in with_own
             if arm.label == "standard":
                 standard = standard or arm

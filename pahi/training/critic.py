@@ -22,12 +22,19 @@ ALONG = 0.25  # of its rate, once it only follows the predictor
 FORESEEN = 256  # noises a step whose pictures V foresees for the predictor
 
 
+def regression(value: SelectedPredictor, memory: Memory, rows: Tensor, pooled: Tensor) -> Tensor:
+    """V's loss over these rows of the memory, on its own device; `pooled` are all training prompts' embeddings."""
+    device = next(value.parameters()).device
+    index, z, uplift = memory.read(rows)
+    foreseen = value.value(pooled[index].to(device), z.to(device))
+    return objective.value_loss(foreseen, uplift.to(device))
+
+
 class Critic:
     """V and its optimiser; every process of a group holds the same memory and takes the same steps."""
 
     def __init__(self, value: SelectedPredictor, memory: Memory, group: Group) -> None:
         self.value, self.memory, self.group = value, memory, group
-        self.device = next(value.parameters()).device
         self.optimizer = torch.optim.AdamW(value.parameters(), betas=(0.9, 0.99), weight_decay=DECAY)
 
     def foresee(self, pooled: Tensor, x_T: Tensor) -> Tensor:
@@ -39,12 +46,10 @@ class Critic:
         usable = self.memory.usable()
         rows = usable[torch.randint(len(usable), (READ,), generator=draw)]
         share = self.group.share(rows)
-        index, z, uplift = (t.to(self.device) for t in self.memory.read(share))
         for entry in self.optimizer.param_groups:
             entry["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        foreseen = self.value.value(pooled[index.cpu()].to(self.device), z)
-        (len(share) / len(rows) * objective.value_loss(foreseen, uplift)).backward()
+        (len(share) / len(rows) * regression(self.value, self.memory, share, pooled)).backward()
         self.group.sum(p.grad for p in self.value.parameters() if p.grad is not None)
         nn.utils.clip_grad_norm_(self.value.parameters(), clip)
         self.optimizer.step()

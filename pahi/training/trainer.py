@@ -19,7 +19,7 @@ from pahi.rewards import Reward
 from pahi.rewards.ensemble import Ensemble
 from pahi.settings import Train
 from pahi.training import objective
-from pahi.training.critic import ALONG, FIT, FORESEEN, Critic
+from pahi.training.critic import ALONG, FIT, FORESEEN, Critic, regression
 from pahi.training.data import PromptSet
 from pahi.training.memory import Memory
 from pahi.training.parallel import Group
@@ -87,7 +87,8 @@ def train(
     predictor = NoisePredictor.create(phases[0][0], shape, width, settings.hidden, generator.id, generator.hash, **own)
     gaussian = predictor if isinstance(predictor, GaussianPredictor) else None
     chooser = predictor if isinstance(predictor, SelectedPredictor) else None
-    if settings.estimator == "score" and gaussian is None and chooser is None:
+    by_score = settings.estimator == "score" and chooser is None
+    if by_score and gaussian is None:
         raise UserError(f"train.estimator=score needs a Gaussian predictor, which {settings.predictor} is not")
     predictor.to(generator.device)
     average = {name: p.detach().clone() for name, p in predictor.named_parameters()}
@@ -143,15 +144,18 @@ def train(
         if state["skipped"] > 20 and state["skipped"] > 0.2 * steps_so_far:
             raise PahiError(f"{state['skipped']} steps gave NaN or infinity; lower train.lr or raise the precision")
 
-    def remember(prompts: Tensor, first_seed: int, drawn_by: NoisePredictor | None) -> list[float]:
-        """Draws a step's pictures and keeps what they scored; mean uplifts, by reward."""
+    def remember(prompts: Tensor, step: int, drawn_by: NoisePredictor | None = None) -> list[float]:
+        """Draws a step's pictures, from standard noise or a predictor's, and keeps what they scored.
+
+        `step` counts all draws. Returns mean uplifts, by reward.
+        """
         assert memory is not None and isinstance(value, SelectedPredictor)
         seen = torch.zeros(count, value.numbers + 1 + len(rewards), device=generator.device)
         for rows in group.share(torch.arange(count)).tensor_split(settings.accumulate):
             if not len(rows):
                 continue
             with torch.no_grad():
-                x_T = noise(prompts[rows], rows, first_seed)
+                x_T = noise(prompts[rows], rows, _first_seed(settings.seed, step))
                 if drawn_by is not None:
                     x_T, _ = drawn_by.draw(all_pooled[prompts[rows]].to(generator.device), x_T)
                 uplifts = scored(prompts[rows], x_T)
@@ -159,16 +163,17 @@ def train(
                 seen[rows] = torch.cat([value.coordinates(x_T), torch.stack(every, 1).float()], 1)
         group.sum([seen])
         memory.add(prompts, seen[:, : value.numbers + 1])
-        return seen[:, value.numbers + 1 :].mean(0).tolist()
+        means = seen[:, value.numbers + 1 :].mean(0).tolist()
+        if not all(map(math.isfinite, means)):
+            skip(step)
+        return means
 
     # V learns from what standard noise scores: that is drawn first, once.
     while memory is not None and state["drawn"] < to_draw:
         step = state["drawn"]
         draw = torch.Generator().manual_seed(_seed(settings.seed, "drawn", step))
         prompts = usable[torch.randint(len(usable), (count,), generator=draw)]
-        means = remember(prompts, _first_seed(settings.seed, step), None)
-        if not all(map(math.isfinite, means)):
-            skip(step)
+        remember(prompts, step)
         state["drawn"] = step + 1
         if group.writes:
             progress(state["drawn"], total, "pictures to learn from")
@@ -198,12 +203,10 @@ def train(
 
             draw = torch.Generator().manual_seed(_seed(settings.seed, phase, step))
             drawn = readable[torch.randint(len(readable), (rows_a_step,), generator=draw)]
-            first_seed = _first_seed(settings.seed, to_draw + done_before + step)
+            since_start = to_draw + done_before + step
             gained = None
             if critic is not None:  # some pictures of where the predictor is by now
-                gained = remember(drawn[:count], first_seed, predictor)
-                if not all(map(math.isfinite, gained)):
-                    skip(to_draw + done_before + step)
+                gained = remember(drawn[:count], since_start, predictor)
                 critic.learn(all_pooled, ALONG * settings.value_lr, draw, settings.clip)
             optimizer.zero_grad(set_to_none=True)
             figures = torch.zeros(4 + (len(rewards) if critic is None else 1), device=generator.device)
@@ -212,16 +215,13 @@ def train(
                     continue
                 share = len(rows) / rows_a_step  # of the step's mean
                 if chooser is not None and memory is not None:
-                    index, z, uplift = memory.read(drawn[rows])
-                    foreseen = chooser.value(all_pooled[index].to(generator.device), z.to(generator.device))
-                    loss = objective.value_loss(foreseen, uplift.to(generator.device))
+                    loss = regression(chooser, memory, drawn[rows], all_pooled)
                     scaler.scale(share * loss).backward()
                     figures[1] += share * loss.detach()
                     continue
                 index = drawn[rows]
-                eps = noise(index, rows, first_seed)
+                eps = noise(index, rows, _first_seed(settings.seed, since_start))
                 pooled = all_pooled[index].to(generator.device)
-                by_score = settings.estimator == "score"
                 if by_score:  # antithetic: every prompt with eps and with -eps
                     assert gaussian is not None
                     mu, log_sigma = (t.repeat(2, 1, 1, 1) for t in gaussian.distribution(pooled))
@@ -257,7 +257,7 @@ def train(
                     for name, p in predictor.named_parameters():
                         average[name].lerp_(p, 1 - decay)
             else:
-                skip(to_draw + done_before + step)
+                skip(since_start)
             scaler.update()
 
             state["step"] = step + 1
